@@ -1,0 +1,1 @@
+"""What a hospital hands over, as a catalogue and as pixels."""

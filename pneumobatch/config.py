@@ -1,0 +1,313 @@
+"""One pydantic model per job section; the whole configuration of a job in one place, without torch or ray.
+
+Defaults < preset < job file < flags. Every section is frozen and forbids unknown keys, every range stands in its
+`Field`, and the docstring under a key is its help text.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen section of a job file that knows only its own keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Archive(Section):
+    """What to read: images and, where known, their labels."""
+
+    uri: str | None = None
+    """Folder, prefix or Parquet file/folder of the images: local path, s3://… or any fsspec URL."""
+    labels: str | None = None
+    """CSV or Parquet of labels; without it, class folders NORMAL/ and PNEUMONIA/ are the labels where present."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns on the path below the archive; a file is taken when any of them fits."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns on the path below the archive; a file is left out when any of them fits."""
+    key_column: str = "uri"
+    """Column of `labels` that names the image: its path below the archive, its file name, or its image_id."""
+    label_column: str = "label"
+    """Column of `labels` with the class: 1/0, PNEUMONIA/NORMAL, true/false; empty or `pending` is unknown."""
+    patient_column: str = "patient"
+    """Column of `labels` with the patient, used only to keep splits and intervals honest; never written out."""
+    subgroups: tuple[str, ...] = ("etiology", "age_band", "sex", "view", "manufacturer", "site")
+    """Columns of `labels` carried to the predictions as subgroups; those that are absent are left out."""
+    patients: Literal["auto", "kermany", "none"] = "auto"
+    """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found)."""
+    bytes_column: str = "bytes"
+    """Parquet archives: column with the encoded image."""
+    uri_column: str = "uri"
+    """Parquet archives without a bytes column: column with each image's path or URI (below the archive)."""
+    max_pixels: Annotated[int, Field(ge=1_024)] = 100_000_000
+    """Pixels (width × height) above which an image fails as `too_many_pixels` before it is decoded."""
+
+
+class Network(Section):
+    """The network: the paper's attention-ResNets, its literal side-branch net, or any timm network."""
+
+    name: str = "attention_resnet50"
+    """attention_resnet{18,34,50,101,152}, resnet{18,34,50,101,152}, side_branch_net (heavy: 9.7 G multiply-adds per
+    3×3 convolution at 512²), or timm/NAME."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    """Side of the square input, pixels."""
+    side_branches: bool = True
+    """Attention by side branches (reading 11)."""
+    channel_gate: bool = True
+    """Channel attention (reading 12)."""
+    spatial_gate: bool = True
+    """Spatial attention (reading 12)."""
+    weights: str | None = None
+    """Starting weights: none, `pretrained` (downloaded by the library), or path/URI of a safetensors state dict."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the linear head, probability."""
+
+
+class Loss(Section):
+    """The training loss."""
+
+    name: Literal["cross_entropy", "focal", "improved_focal"] = "improved_focal"
+    """cross_entropy, focal (Lin et al. 2017) or improved_focal (the paper's, with class counts)."""
+    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Focusing exponent γ (reading 8)."""
+    alpha: Fraction = 0.5
+    """Weight of the pneumonia class; 1 − alpha is the normal class (reading 8)."""
+    literal_scale: bool = False
+    """Keep the paper's literal 1/√n weights instead of normalising them to mean 1 (reading 9)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the target moved to the other class, fraction."""
+
+
+class Augmentation(Section):
+    """What training changes about a film; 0 switches a part off."""
+
+    crop_area: tuple[Fraction, Fraction] = (0.4, 1.0)
+    """Random resized crop: least and greatest share of the film's area."""
+    crop_aspect: Annotated[float, Field(ge=1, le=4)] = 1.33
+    """Random resized crop: greatest aspect ratio (and least, its inverse)."""
+    contrast: Fraction = 0.4
+    """Contrast factor drawn from 1 ± this."""
+    brightness: Fraction = 0.2
+    """Brightness shift drawn from ± this, share of full scale."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Log-uniform gamma curve drawn from exp(± this)."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
+    """Rotation drawn from ± this, degrees."""
+    flip: Fraction = 0.5
+    """Probability of a left–right flip."""
+    erase: Fraction = 0.0
+    """Probability of blanking one random rectangle of up to a fifth of the film."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.crop_area[0] > self.crop_area[1] or self.crop_area[0] <= 0:
+            raise ValueError("augmentation.crop_area: give the least share first, above 0, such as [0.4, 1.0]")
+        return self
+
+
+class Training(Section):
+    """How the network is trained."""
+
+    preset: Literal["default", "paper"] = "default"
+    """`paper`: AdamW at 5e-5, weight decay 1e-4, ×0.1 every 5 epochs, batch 16, 100 epochs, no EMA (reading 16)."""
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
+    """Name of the run; the same name goes on where it stopped. Default: derived from the configuration."""
+    epochs: Count = 20
+    """Passes over the training split."""
+    batch_size: Count = 64
+    """Images a step over all workers together."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW for the whole batch."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW weight decay (biases and normalisation excluded)."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine: to 1 % of the peak; step: ×0.1 every `step_epochs`."""
+    step_epochs: Count = 5
+    """Schedule `step`: epochs between reductions."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    """Linear warm-up from 1 % of the peak, epochs."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay per step of the weights' moving average, which is what is validated and shipped; 0 switches it off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto: bf16 where the hardware has it."""
+    workers: Annotated[int, Field(ge=1, le=1024)] | tuple[Count, Count] = 1
+    """Ray Train workers (DDP ranks), or [least, most] for elastic training."""
+    use_gpu: bool | None = None
+    """One GPU a worker; unset: when the cluster has any."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """CPUs a worker; 0 divides the local machine's CPUs among the workers."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
+    """Share of patients held out to choose epoch, temperature and threshold."""
+    target: Literal["sensitivity", "specificity", "balanced"] = "sensitivity"
+    """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
+    target_value: Fraction = 0.95
+    """Rate to reach for target sensitivity or specificity."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures survived by restarting from the last checkpoint."""
+    checkpoints_to_keep: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept, the best by validation AUROC and the latest always among them."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of splits, initial weights, order and augmentation."""
+    validated_age_years: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=130)]] | None = None
+    """Ages (whole years, inclusive) that the training films cover; screening rejects DICOM films outside it."""
+
+
+class Gate(Section):
+    """Which DICOM films and pictures are inside the model's domain; a film outside is `rejected` by the named rule."""
+
+    modalities: tuple[str, ...] = ("CR", "DX")
+    """Accepted Modality values."""
+    body_parts: tuple[str, ...] = ("CHEST", "THORAX")
+    """Accepted BodyPartExamined values; an absent one is accepted."""
+    views: tuple[str, ...] = ("PA", "AP")
+    """Accepted view positions; an absent one is accepted."""
+    allow_any_age: bool = False
+    """Score patients outside the bundle's validated ages instead of rejecting them."""
+    pixel_check: bool = True
+    """Reject blank, inverted and non-X-ray pictures."""
+
+
+class Screening(Section):
+    """How an archive is scored."""
+
+    bundle: str | None = None
+    """Folder or URI of the trained bundle."""
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
+    """Name of the run; the same name goes on where it stopped, a finished one does nothing. Default: from the date,
+    the bundle and the archive."""
+    batch_size: Count = 32
+    """Images a forward pass."""
+    block_images: Annotated[int, Field(ge=1, le=100_000)] = 128
+    """Images a decode task: the unit that is retried, and lost at most by a kill."""
+    scorers: Annotated[int, Field(ge=0)] = 0
+    """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of scoring; auto: bf16 where the hardware has it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network; auto: when the archive is long enough to pay for it and a C++ compiler is there."""
+    failure_budget: Fraction = 0.05
+    """Share of images that may fail before the run counts as failed (all readable ones are scored first)."""
+    gate: Gate = Gate()
+    """The domain gate."""
+
+
+class Evaluation(Section):
+    """How predictions are summarised."""
+
+    run_id: str | None = None
+    """Run to evaluate; default: the latest published run under output.uri."""
+    labels: str | None = None
+    """CSV or Parquet of labels that arrived later (columns as archive.*); default: the labels in the predictions."""
+    thresholds: Annotated[int, Field(ge=2, le=1001)] = 101
+    """Points of the threshold grid from 0 to 1."""
+    bootstrap: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Bootstrap resamples (by patient where known) for AUROC, average precision, Brier and ECE; 0 switches it off."""
+    bins: Annotated[int, Field(ge=2, le=100)] = 10
+    """Equal-width bins of the reliability curve and ECE."""
+    min_cell: Annotated[int, Field(ge=0)] = 20
+    """Subgroups with fewer labelled images are suppressed."""
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Local prevalence at which PPV and NPV are given; default: that of the labelled images."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the bootstrap."""
+
+
+class Output(Section):
+    """Where a job writes."""
+
+    uri: str = "outputs"
+    """Folder or URI under which everything is written."""
+    keep_source_uri: bool | None = None
+    """Write each image's source path into the results; unset: yes, unless the archive holds DICOM files."""
+
+
+class Cluster(Section):
+    """The Ray engine a job runs on."""
+
+    address: str | None = None
+    """Ray address to attach to (`auto`, ray://… or HOST:PORT); unset: RAY_ADDRESS, else an embedded local engine."""
+    num_cpus: Annotated[int, Field(ge=0)] = 0
+    """CPUs of the local engine; 0: all that this process may use."""
+    object_store_gb: Annotated[float, Field(ge=0)] = 0
+    """Object store of the local engine, GiB; 0: a quarter of the memory, at most 8."""
+
+
+class Bench(Section):
+    """What `bench` measures."""
+
+    images: Annotated[int, Field(ge=1)] = 200
+    """Images a measurement; files are repeated to reach it."""
+    repeats: Annotated[int, Field(ge=1, le=20)] = 1
+    """Rounds; medians are reported."""
+    image_counts: tuple[Count, ...] = ()
+    """Archive sizes for the cost-against-size table, images; such as [200, 2000]."""
+
+
+class Demo(Section):
+    """The synthetic archive of `demo`."""
+
+    images: Annotated[int, Field(ge=40, le=100_000)] = 400
+    """Films in the training archive; half as many are screened."""
+    seed: Annotated[int, Field(ge=0)] = 7
+    """Seed of the phantoms."""
+
+
+PAPER: dict[str, dict[str, Any]] = {
+    "training": {
+        "epochs": 100, "batch_size": 16, "learning_rate": 5e-5, "weight_decay": 1e-4, "schedule": "step",
+        "step_epochs": 5, "warmup_epochs": 0.0, "gradient_clip": 0.0, "ema_decay": 0.0,
+    },
+    "augmentation": {
+        "crop_area": (1.0, 1.0), "crop_aspect": 1.0, "contrast": 0.0, "brightness": 0.0, "rotation_degrees": 0.0,
+        "flip": 0.0,
+    },
+}  # fmt: skip
+"""Preset `paper` (reading 16): the paper names no augmentation, so it has none."""
+
+
+class Job(Section):
+    """A whole job: every verb reads the sections it needs, so one file can hold a study."""
+
+    archive: Archive = Archive()
+    network: Network = Network()
+    loss: Loss = Loss()
+    augmentation: Augmentation = Augmentation()
+    training: Training = Training()
+    screening: Screening = Screening()
+    evaluation: Evaluation = Evaluation()
+    output: Output = Output()
+    cluster: Cluster = Cluster()
+    bench: Bench = Bench()
+    demo: Demo = Demo()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("training"), dict) and data["training"].get("preset") == "paper":
+            return {**data, **{name: {**values, **data.get(name, {})} for name, values in PAPER.items()}}
+        return data
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """Returns the tables of a TOML job file, unvalidated.
+
+    Raises:
+        ValueError: The file is missing or no TOML; the message names it.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such job file; give the path of a TOML file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: is a folder; give the path of a TOML job file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML job file: {error}") from None

@@ -1,0 +1,1 @@
+"""Networks, losses and the trained model on disk."""

@@ -1,0 +1,1 @@
+"""Archive and bundle to predictions, on Ray Data."""

@@ -1,0 +1,129 @@
+"""The only module that opens, lists or commits paths and URIs.
+
+Everything goes through Arrow's filesystems: local folders and `s3://` natively, any other fsspec URL through fsspec.
+Credentials and endpoints come from the environment's standard chain, never from a job.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+
+class File(NamedTuple):
+    """A listed file: its path below the listed folder (with /), and its size in bytes."""
+
+    path: str
+    size: int
+
+
+@lru_cache(maxsize=32)
+def _remote(protocol: str) -> fs.FileSystem:
+    if protocol == "s3":
+        # Older gateways answer 411 to the checksummed uploads that newer SDKs send by default.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        return fs.S3FileSystem(
+            endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
+        )
+    import fsspec
+
+    try:
+        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(protocol)))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{protocol}://: cannot be opened: {error}") from None
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Returns the filesystem of a local path or URI, and the path within it.
+
+    Raises:
+        ValueError: The protocol is unknown or its package is not installed.
+    """
+    protocol, separator, path = uri.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), str(Path(uri).absolute())
+    if protocol == "file":
+        return fs.LocalFileSystem(), path
+    return _remote(protocol), path.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Joins a path or URI and parts below it with single slashes."""
+    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file (or object) is there."""
+    where, path = filesystem(uri)
+    return bool(where.get_file_info(path).type == fs.FileType.File)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder (or a prefix with objects) is there."""
+    where, path = filesystem(uri)
+    return bool(where.get_file_info(path).type == fs.FileType.Directory)
+
+
+def list_files(uri: str) -> Iterator[File]:
+    """Yields every file below a folder or prefix, hidden ones (a part beginning with . or _) left out."""
+    where, root = filesystem(uri)
+    for info in where.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True)):
+        path = info.path[len(root) :].lstrip("/")
+        if info.type == fs.FileType.File and not any(part[0] in "._" for part in path.split("/")):
+            yield File(path, info.size)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OSError: The store failed.
+    """
+    where, path = filesystem(uri)
+    with where.open_input_file(path) as file:
+        return bytes(file.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a whole file so that a reader sees the old content or the new, never a part."""
+    where, path = filesystem(uri)
+    if not isinstance(where, fs.LocalFileSystem):
+        with where.open_output_stream(path) as stream:  # an object appears whole when it is closed
+            stream.write(data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
+def delete(uri: str) -> None:
+    """Deletes a folder or prefix with all that is in it; nothing there is no error."""
+    where, path = filesystem(uri)
+    if where.get_file_info(path).type == fs.FileType.Directory:
+        where.delete_dir(path)
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Reads a Parquet file whole."""
+    where, path = filesystem(uri)
+    return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Writes a table as one Parquet file (zstd), so that a reader sees all of it or nothing."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue().to_pybytes())

@@ -1,0 +1,93 @@
+"""The Arrow schema of every table on disk, and the names that run through them.
+
+Labels everywhere: pneumonia = 1, normal = 0, unknown = NULL. A value that does not exist is NULL, never NaN.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """How a catalogued image ended; their counts add up to the catalogue."""
+
+    SCORED = "scored"
+    REJECTED = "rejected"  # outside the model's domain
+    FAILED = "failed"  # unreadable or missing
+    DUPLICATE = "duplicate"  # byte-identical with another image, which was scored
+
+
+STATISTICS: dict[str, pa.DataType] = {
+    "width": pa.int32(),  # source pixels
+    "height": pa.int32(),
+    "mean_intensity": pa.float32(),  # grey, 0–1
+    "contrast": pa.float32(),  # (p99 − p1) / (p99 + p1), 0–1
+    "sharpness": pa.float32(),  # mean absolute gradient, share of full scale
+    "noise": pa.float32(),  # robust noise deviation, share of full scale
+}
+"""Image statistics, one column each; defined in archive.quality."""
+
+DICOM_ALLOWED: dict[str, pa.DataType] = {
+    "modality": pa.string(),
+    "view": pa.string(),
+    "age_years": pa.int16(),  # whole years; 90 means 90 and over
+    "sex": pa.string(),
+    "manufacturer": pa.string(),
+    "photometric": pa.string(),
+    "transfer_syntax": pa.string(),
+    "study_month": pa.string(),  # YYYY-MM
+}
+"""The only attributes of a DICOM file that leave the reader (besides its rows and columns)."""
+
+_CATALOG_HEAD = {
+    "image_id": pa.string(),
+    "uri": pa.string(),
+    "format": pa.string(),
+    "bytes": pa.int64(),
+    "sha256": pa.string(),
+    "duplicate_of": pa.string(),
+    "label": pa.int8(),
+    "patient": pa.string(),
+}
+
+_PREDICTION_HEAD = {
+    "image_id": pa.string(),
+    "uri": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "duplicate_of": pa.string(),
+    "probability": pa.float64(),
+    "predicted_label": pa.int8(),
+    "threshold": pa.float64(),
+    "model_id": pa.string(),
+    "run_id": pa.string(),
+    "label": pa.int8(),
+    "patient": pa.string(),
+    "sha256": pa.string(),
+    "format": pa.string(),
+    "scored_at": pa.timestamp("us", tz="UTC"),
+}
+
+_FIXED = {*_CATALOG_HEAD, *_PREDICTION_HEAD, *STATISTICS, *DICOM_ALLOWED}
+
+
+def _versioned(fields: dict[str, pa.DataType]) -> pa.Schema:
+    return pa.schema(list(fields.items()), metadata={"pneumobatch.schema": str(SCHEMA_VERSION)})
+
+
+def subgroup_columns(names: Iterable[str]) -> list[str]:
+    """Returns those of a table's column names by which results can be broken down."""
+    return [name for name in names if name not in _FIXED or name in {"sex", "view", "manufacturer"}]
+
+
+def catalog_schema(subgroups: Iterable[str]) -> pa.Schema:
+    """Schema of the catalogue: one row an image; `subgroups` are further string columns from the label table."""
+    return _versioned(_CATALOG_HEAD | dict.fromkeys(subgroups, pa.string()))
+
+
+def prediction_schema(subgroups: Iterable[str]) -> pa.Schema:
+    """Schema of the predictions: one row a catalogued image, whatever became of it."""
+    return _versioned(_PREDICTION_HEAD | STATISTICS | DICOM_ALLOWED | dict.fromkeys(subgroups, pa.string()))

@@ -1,0 +1,1 @@
+"""Catalogue and labels to a bundle, on Ray Train."""
