@@ -42,6 +42,8 @@ class Archive(Section):
     """Columns of `labels` carried to the predictions as subgroups; those that are absent are left out."""
     patients: Literal["auto", "kermany", "none"] = "auto"
     """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found)."""
+    roots: tuple[str, ...] = ()
+    """Folders or prefixes that a Parquet manifest may point into; default: the archive's own folder."""
     bytes_column: str = "bytes"
     """Parquet archives: column with the encoded image."""
     uri_column: str = "uri"

@@ -91,3 +91,43 @@ def catalog_schema(subgroups: Iterable[str]) -> pa.Schema:
 def prediction_schema(subgroups: Iterable[str]) -> pa.Schema:
     """Schema of the predictions: one row a catalogued image, whatever became of it."""
     return _versioned(_PREDICTION_HEAD | STATISTICS | DICOM_ALLOWED | dict.fromkeys(subgroups, pa.string()))
+
+
+WITH_INTERVAL = (
+    "accuracy", "precision", "sensitivity", "specificity", "npv", "f1", "prevalence",
+    "auroc", "average_precision", "brier", "ece",
+)  # fmt: skip
+"""Metrics of a summary that stand with `_low` and `_high`, the bounds of their 95 % interval."""
+
+
+def summary_schema() -> pa.Schema:
+    """Schema of the summaries: one row per subgroup value and threshold, of the scored films whose label is known.
+
+    The row with subgroup `all` (value NULL) and threshold_kind `bundle` is the headline. The bundle's own threshold
+    has a row for every subgroup value; the grid (kind `grid`) has rows for `all` and for every value large enough.
+    A value with fewer labelled films than evaluation.min_cell is `suppressed`: one bundle row with `images` only.
+    That guards against reading noise; it is no disclosure control, as one hidden value is the rest's difference.
+
+    A film is called pneumonia when probability >= threshold. Rates are 0–1 and come from the counts beside them.
+    Intervals (95 %): Wilson for the proportions and prevalence; F1 by the Wilson interval of TP/(TP+FP+FN); percentile
+    bootstrap over patients (films where no patient is known) for auroc, average_precision, brier and ece, that of
+    ece moved back by its bootstrap bias; DeLong on the logit scale for auroc_delong. What does not depend on the
+    threshold stands in bundle rows only. Undefined values and intervals of no width are NULL.
+    """
+    counts = ("labelled", "positives", "negatives", "tp", "fp", "tn", "fn")
+    metrics = [f"{name}{bound}" for name in WITH_INTERVAL for bound in ("", "_low", "_high")]
+    return _versioned(
+        {
+            "run_id": pa.string(),
+            "model_id": pa.string(),
+            "threshold_kind": pa.string(),  # bundle or grid
+            "threshold": pa.float64(),
+            "subgroup": pa.string(),  # "all" or the column's name
+            "value": pa.string(),  # NULL for "all"; "unknown" where the column is NULL
+            "images": pa.int64(),  # every row of the subgroup, whatever became of it
+        }
+        | dict.fromkeys(counts, pa.int64())
+        | {"suppressed": pa.bool_()}
+        | dict.fromkeys([*metrics, "auroc_delong_low", "auroc_delong_high"], pa.float64())
+        | {"evaluated_at": pa.timestamp("us", tz="UTC")}
+    )

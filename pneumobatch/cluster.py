@@ -1,0 +1,90 @@
+"""The Ray engine that a job runs on: an embedded local one, or a cluster that is attached to."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pneumobatch.config import Cluster
+
+_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's machine leaves it
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the engine offers to jobs."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+
+
+def machine_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _object_store_bytes(config: Cluster) -> int:
+    if config.object_store_gb:
+        return int(config.object_store_gb * 2**30)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 4, 8 * 2**30)
+
+
+@contextmanager
+def engine(config: Cluster) -> Iterator[Resources]:
+    """Starts the local engine or attaches to a cluster, and stops or leaves it at the end.
+
+    Inside an engine that is already connected (tests, several verbs in one process) it is used as it is.
+
+    Raises:
+        ValueError: The named cluster does not answer.
+    """
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+    import ray.data
+
+    quiet()
+    started = not ray.is_initialized()
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if started and address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ValueError(f"cluster.address: no Ray cluster answers at {address}: {error}") from None
+    elif started:
+        ray.init(
+            num_cpus=config.num_cpus or machine_cpus(),
+            object_store_memory=_object_store_bytes(config),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        total = ray.cluster_resources()
+        yield Resources(
+            cpus=total.get("CPU", 0), gpus=total.get("GPU", 0), nodes=len(ray.nodes()), local=not address
+        )
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """Keeps Ray's own messages in its log files: a job's console says what the job does."""
+    import ray
+
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,80 @@
+"""What is fitted on validation films: the temperature of the probabilities, and the operating point."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pneumobatch.metrics.counts import checked
+from pneumobatch.metrics.curves import operating_points
+
+
+def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the temperature T, 0.05–20, at which sigmoid(margin / T) has the least negative log-likelihood.
+
+    The likelihood is convex in 1/T, so its slope is bisected; the order of the films never changes.
+
+    Args:
+        margins: Logit of pneumonia minus logit of normal [N], any finite value.
+        labels: 0/1 [N].
+
+    Raises:
+        ValueError: No films, lengths differ, a label is neither 0 nor 1, or a margin is not finite.
+
+    Source: Guo et al., On calibration of modern neural networks, ICML 2017.
+    """
+    truth, margin = checked(labels, margins)
+    if not margin.size:
+        raise ValueError("fit_temperature: no films; give labelled validation films")
+    towards = np.where(truth, margin, -margin)  # margin towards the true class
+
+    def slope(inverse: float) -> float:
+        return -float(np.mean(towards * (1 - np.tanh(towards * inverse / 2)) / 2))
+
+    low, high = 1 / 20, 20.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 2 / (low + high)
+
+
+def choose_threshold(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    target: Literal["sensitivity", "specificity", "balanced"],
+    value: float = 0.95,
+) -> float:
+    """Returns the threshold in 0–1 that reaches a target on these films while giving away as little as possible.
+
+    sensitivity: the greatest threshold with sensitivity >= value; specificity: the least with specificity >= value;
+    balanced: the greatest Youden index (of equals, the most sensitive). It lies midway between two neighbouring
+    scores, so that no film stands on the edge.
+
+    Raises:
+        ValueError: The class that the target measures is missing, or normal films at probability 1 keep every
+            threshold from the specificity.
+    """
+    truth, score = checked(labels, probabilities)
+    thresholds, tp, fp = operating_points(truth, score)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if (target != "specificity" and not positives) or (target != "sensitivity" and not negatives):
+        raise ValueError(f"choose_threshold: target {target} needs validation films of the class that it measures")
+    # Cut i calls the i highest distinct scores pneumonia; cut 0 calls none.
+    tp, fp = np.append(0.0, tp), np.append(0.0, fp)
+    edges = np.concatenate(([max(1.0, thresholds[0])], thresholds, [min(0.0, thresholds[-1])]))
+    if target == "sensitivity":
+        cut = int(np.flatnonzero(tp >= value * positives - 1e-9)[0])
+        cut = max(cut, int(edges[0] == edges[1]))  # above a score of 1 there is no threshold in 0–1
+    elif target == "specificity":
+        cut = int(np.flatnonzero(negatives - fp >= value * negatives - 1e-9)[-1])
+        if cut == 0 and edges[0] == edges[1]:
+            raise ValueError(
+                f"choose_threshold: normal films have probability 1, so no threshold reaches specificity {value}; "
+                "lower target_value, or choose target balanced"
+            )
+    else:
+        youden = tp / positives - fp / negatives
+        cut = int(np.flatnonzero(youden >= youden[1:].max() - 1e-12)[-1])
+    upper, lower = float(edges[cut]), float(edges[cut + 1])
+    middle = lower + (upper - lower) / 2
+    return middle if middle > lower else upper  # between adjacent floats there is no middle

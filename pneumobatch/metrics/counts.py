@@ -1,0 +1,141 @@
+"""Confusion counts that merge by addition, and the rates and intervals that come of them last."""
+
+from dataclasses import astuple, dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Z95 = 1.959963984540054
+"""Normal deviate of a two-sided 95 % interval."""
+
+RATES = ("accuracy", "precision", "sensitivity", "specificity", "npv", "f1")
+"""The rates of a confusion matrix, as `Counts.rate` and `Counts.interval` name them."""
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A confusion matrix; matrices of disjoint sets of films merge with `+`, in any order."""
+
+    tp: int = 0
+    """Pneumonia, called pneumonia."""
+    fp: int = 0
+    """Normal, called pneumonia."""
+    tn: int = 0
+    """Normal, called normal."""
+    fn: int = 0
+    """Pneumonia, called normal."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def total(self) -> int:
+        """All films."""
+        return self.tp + self.fp + self.tn + self.fn
+
+    @property
+    def positives(self) -> int:
+        """Films with pneumonia."""
+        return self.tp + self.fn
+
+    @property
+    def negatives(self) -> int:
+        """Normal films."""
+        return self.tn + self.fp
+
+    def fraction(self, rate: str) -> tuple[int, int]:
+        """Returns numerator and denominator of one of `RATES` (precision is PPV, sensitivity is recall)."""
+        return {
+            "accuracy": (self.tp + self.tn, self.total),
+            "precision": (self.tp, self.tp + self.fp),
+            "sensitivity": (self.tp, self.positives),
+            "specificity": (self.tn, self.negatives),
+            "npv": (self.tn, self.tn + self.fn),
+            "f1": (2 * self.tp, 2 * self.tp + self.fp + self.fn),
+        }[rate]
+
+    def rate(self, rate: str) -> float | None:
+        """Returns one of `RATES`, 0–1, or None where its denominator is 0."""
+        numerator, denominator = self.fraction(rate)
+        return numerator / denominator if denominator else None
+
+    def interval(self, rate: str, z: float = Z95) -> Interval | None:
+        """Returns the Wilson interval of one of `RATES`, or None where its denominator is 0.
+
+        F1 is no proportion, but it rises with one: F1 = 2j/(1 + j) with j = TP/(TP + FP + FN), the critical success
+        index. Its interval is the Wilson interval of j carried through that curve.
+        """
+        if rate == "f1":
+            interval = wilson(self.tp, self.tp + self.fp + self.fn, z)
+            return interval and (2 * interval[0] / (1 + interval[0]), 2 * interval[1] / (1 + interval[1]))
+        return wilson(*self.fraction(rate), z)
+
+
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    """Returns labels as bool [N] and scores as float64 [N].
+
+    Raises:
+        ValueError: The lengths differ, a label is neither 0 nor 1, or a score is not finite.
+    """
+    truth, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != score.shape:
+        raise ValueError(f"labels and scores: give two vectors of one length, not {truth.shape}, {score.shape}")
+    if not ((truth == 0) | (truth == 1)).all():
+        raise ValueError("labels: only 1 (pneumonia) and 0 (normal); leave out films of unknown label")
+    if not np.isfinite(score).all():
+        raise ValueError("scores: every score must be a finite number")
+    return truth == 1, score
+
+
+def count(labels: ArrayLike, predicted: ArrayLike) -> Counts:
+    """Counts a confusion matrix from labels [N] and calls [N], both 0/1.
+
+    Raises:
+        ValueError: The lengths differ or a value is neither 0 nor 1.
+    """
+    truth, calls = checked(labels, np.asarray(predicted, dtype=np.float64))
+    return grid_counts(truth, checked(calls, calls)[1], [0.5])[0]
+
+
+def grid_counts(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> list[Counts]:
+    """Returns one confusion matrix per threshold; those of disjoint parts of an archive merge threshold by threshold.
+
+    Raises:
+        ValueError: The lengths differ, a label is neither 0 nor 1, or a probability is not finite.
+    """
+    truth, score = checked(labels, probabilities)
+    normal, pneumonia = np.sort(score[~truth]), np.sort(score[truth])
+    true_negatives = np.searchsorted(normal, np.asarray(thresholds, dtype=np.float64), side="left").tolist()
+    false_negatives = np.searchsorted(pneumonia, np.asarray(thresholds, dtype=np.float64), side="left").tolist()
+    return [
+        Counts(tp=pneumonia.size - fn, fp=normal.size - tn, tn=tn, fn=fn)
+        for tn, fn in zip(true_negatives, false_negatives, strict=True)
+    ]
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> Interval | None:
+    """Returns the Wilson score interval of successes/n (Wilson, JASA 1927), or None for n = 0.
+
+    Raises:
+        ValueError: Not 0 ≤ successes ≤ n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n} are impossible")
+    if n == 0:
+        return None
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)))
+    # Rounding must not cut a rate of exactly 0 or 1 out of its own interval.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def ppv_npv(sensitivity: float, specificity: float, prevalence: float) -> tuple[float | None, float | None]:
+    """Returns positive and negative predictive value at a prevalence, all 0–1 (Bayes); None where nothing is called."""
+    called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
+    ppv = sensitivity * prevalence / called if called > 0 else None
+    return ppv, (specificity * (1 - prevalence) / (1 - called) if called < 1 else None)

@@ -1,0 +1,131 @@
+"""The trained model on disk: a folder of safetensors, JSON, Parquet and Markdown. No pickle is ever loaded.
+
+    model.safetensors   weights (of the moving average, where training kept one)
+    bundle.json         network, preprocessing, classes, threshold, temperature, metrics, hashes, versions
+    history.parquet     one row an epoch
+    CARD.md             what it is, what it was trained on, what is not known
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pneumobatch import storage
+from pneumobatch.config import Network
+from pneumobatch.models.networks import Classifier, build
+
+FORMAT = 1
+
+
+class Preprocessing(BaseModel):
+    """How bytes become the network's input; fixed with the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    image_size: int
+    """Side of the square uint8 input, pixels."""
+    resize: Literal["squash"] = "squash"
+    """Both sides are scaled to image_size; the aspect ratio is not kept, as in the paper's data."""
+
+
+class Bundle(BaseModel):
+    """Everything about a trained model but its weights: the content of bundle.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal[1] = 1
+    """Version of this file's layout."""
+    model_id: str = ""
+    """Network name and the first 12 hex digits of `identity()`."""
+    network: Network
+    """The network section that built it."""
+    preprocessing: Preprocessing
+    """How pixels are made."""
+    classes: tuple[str, str] = ("normal", "pneumonia")
+    """Names of output 0 and 1."""
+    temperature: float = Field(gt=0)
+    """Logits are divided by this before softmax; fitted on validation."""
+    threshold: float = Field(ge=0, le=1)
+    """A calibrated probability at or above it is pneumonia; chosen on validation for `target`."""
+    target: str
+    """What the threshold was chosen for, such as `sensitivity >= 0.95`."""
+    validated_age_years: tuple[int, int] | None = None
+    """Ages (whole years, inclusive) that the training films cover; unset: unknown."""
+    metrics: dict[str, Any] = {}
+    """Validation results at the threshold."""
+    data: dict[str, Any] = {}
+    """Counts, split and fingerprint of the training data."""
+    training: dict[str, Any] = {}
+    """The resolved configuration, duration and hardware of the training."""
+    versions: dict[str, str] = {}
+    """Package versions."""
+    weights_sha256: str = ""
+    """SHA-256 of model.safetensors."""
+
+    def identity(self) -> str:
+        """Returns the SHA-256 that binds weights, preprocessing, temperature and threshold together."""
+        bound = [
+            self.weights_sha256, self.network.model_dump(exclude={"weights"}), self.preprocessing.model_dump(),
+            self.temperature, self.threshold,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def save(uri: str, bundle: Bundle, weights: dict[str, Tensor], history: pa.Table, card: str) -> Bundle:
+    """Writes a bundle, bundle.json last, and returns it with its hashes filled in."""
+    blob = save_safetensors({name: tensor.contiguous() for name, tensor in weights.items()})
+    bundle = bundle.model_copy(update={"weights_sha256": hashlib.sha256(blob).hexdigest()})
+    name = bundle.network.name.removeprefix("timm/")
+    bundle = bundle.model_copy(update={"model_id": f"{name}-{bundle.identity()[:12]}"})
+    storage.write_bytes(storage.join(uri, "model.safetensors"), blob)
+    storage.write_table(storage.join(uri, "history.parquet"), history)
+    storage.write_bytes(storage.join(uri, "CARD.md"), card.replace("MODEL_ID", bundle.model_id).encode())
+    storage.write_bytes(storage.join(uri, "bundle.json"), bundle.model_dump_json(indent=2).encode())
+    return bundle
+
+
+def load(uri: str) -> Bundle:
+    """Reads and checks bundle.json.
+
+    Raises:
+        ValueError: There is no bundle, or its threshold is not bound to its weights.
+    """
+    try:
+        bundle = Bundle.model_validate_json(storage.read_bytes(storage.join(uri, "bundle.json")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"screening.bundle: {uri} holds no bundle.json; give the folder that `train` wrote") from None
+    except ValidationError as error:
+        raise ValueError(f"screening.bundle: {uri}/bundle.json is not valid: {error}") from None
+    if not bundle.model_id.endswith(bundle.identity()[:12]):
+        raise ValueError(
+            f"screening.bundle: {uri}/bundle.json was changed: its threshold, temperature or preprocessing does not "
+            f"belong to model {bundle.model_id}; train again or restore the file"
+        )
+    return bundle
+
+
+def load_network(uri: str, bundle: Bundle) -> Classifier:
+    """Reads the weights into the bundle's network, in evaluation mode, after checking their hash.
+
+    Raises:
+        ValueError: The weights are missing, were changed, or do not fit.
+    """
+    try:
+        blob = storage.read_bytes(storage.join(uri, "model.safetensors"))
+    except FileNotFoundError:
+        raise ValueError(f"screening.bundle: {uri} holds no model.safetensors") from None
+    if hashlib.sha256(blob).hexdigest() != bundle.weights_sha256:
+        raise ValueError(f"screening.bundle: {uri}/model.safetensors is not the file that bundle.json was written for")
+    network = build(bundle.network, initialise=False)
+    try:
+        network.load_state_dict(load_safetensors(blob))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"screening.bundle: {uri}/model.safetensors does not fit its network: {error}") from None
+    return network.eval()

@@ -1,0 +1,138 @@
+"""Every network by its name: the paper's, its plain backbones, and timm's for comparison."""
+
+import re
+from typing import cast
+
+import torch
+import torchvision
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pneumobatch import storage
+from pneumobatch.config import Network
+from pneumobatch.models.attention import attention
+
+GREY_MEAN, GREY_STD = 0.5, 0.25
+"""Normalisation of grey values in 0–1; equal for all three replicated channels."""
+
+_RESNET = re.compile(r"(attention_)?resnet(18|34|50|101|152)")
+
+
+class Classifier(nn.Module):
+    """A backbone with two outputs, behind the normalisation that all networks share.
+
+    Shape:
+        float[B, 1, S, S], grey in 0–1 → logits float[B, 2]; output 0 is normal, 1 is pneumonia.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels_B1SS: Tensor) -> Tensor:
+        """Returns the logits of normal and pneumonia."""
+        x = (pixels_B1SS - GREY_MEAN) * (1 / GREY_STD)
+        return cast(Tensor, self.backbone(x.expand(-1, 3, -1, -1)))  # reading 15
+
+
+class SideBranchNet(nn.Module):
+    """The literal network of the paper's figure 3 (reading 13): nothing is strided, all is at full resolution.
+
+    A 3→64 stem, 8 consecutive blocks, global average pooling and a linear map to 2. One 3×3 convolution of 64
+    channels at 512² costs 9.7 G multiply-adds, and a block has six or so: use it to study, not to screen.
+    """
+
+    def __init__(self, *, side_branches: bool, channel_gate: bool, spatial_gate: bool, dropout: float) -> None:
+        super().__init__()
+
+        def convolution(inputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+
+        blocks = [
+            nn.Sequential(
+                convolution(64),
+                attention(
+                    64,
+                    side_branches=side_branches,
+                    channel_gate=channel_gate,
+                    spatial_gate=spatial_gate,
+                    literal=True,
+                ),
+            )
+            for _ in range(8)
+        ]
+        self.features = nn.Sequential(convolution(3), *blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(64, 2)
+
+    def forward(self, x_B3SS: Tensor) -> Tensor:
+        """Returns logits float[B, 2]."""
+        return cast(Tensor, self.fc(self.dropout(self.features(x_B3SS).mean((2, 3)))))
+
+
+def build(config: Network, *, initialise: bool = True) -> Classifier:
+    """Builds the network a job names.
+
+    Args:
+        config: The job's network section.
+        initialise: Whether to load the starting weights that `config.weights` names; a bundle brings its own.
+
+    Raises:
+        ValueError: The name or its weights are unknown; the message names the key and the remedy.
+    """
+    pretrained = initialise and config.weights == "pretrained"
+    switches = {
+        "side_branches": config.side_branches, "channel_gate": config.channel_gate, "spatial_gate": config.spatial_gate,
+    }  # fmt: skip
+    if config.name == "side_branch_net":
+        if pretrained:
+            raise ValueError("network.weights: side_branch_net has no pretrained weights; leave the key out")
+        backbone: nn.Module = SideBranchNet(**switches, dropout=config.dropout)
+    elif match := _RESNET.fullmatch(config.name):
+        backbone = torchvision.models.get_model(
+            f"resnet{match[2]}", weights="DEFAULT" if pretrained else None, zero_init_residual=not pretrained
+        )
+        backbone.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(backbone.fc.in_features, 2))
+        if match[1]:
+            for stage in ("layer1", "layer2", "layer3", "layer4"):
+                layer = getattr(backbone, stage)
+                channels = next(m.num_features for m in reversed(list(layer.modules())) if isinstance(m, nn.BatchNorm2d))
+                layer.append(attention(channels, **switches))
+    elif config.name.startswith("timm/"):
+        backbone = _timm(config, pretrained=pretrained)
+    else:
+        raise ValueError(
+            f"network.name: {config.name!r} is no network; give attention_resnet18/34/50/101/152, resnet18/…/152, "
+            "side_branch_net or timm/NAME"
+        )
+    network = Classifier(backbone)
+    if initialise and config.weights not in {None, "pretrained"}:
+        try:
+            network.load_state_dict(load_safetensors(storage.read_bytes(cast(str, config.weights))))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"network.weights: {config.weights} does not fit {config.name}: {error}") from None
+    return network
+
+
+def _timm(config: Network, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    name = config.name.removeprefix("timm/")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:8]}*")[:5]
+        raise ValueError(f"network.name: timm has no {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    options = {"num_classes": 2, "drop_rate": config.dropout, "pretrained": pretrained}
+    try:  # transformers fix their grid of patches at construction and take the image size there
+        return cast(nn.Module, timm.create_model(name, img_size=config.image_size, **options))
+    except TypeError:
+        return cast(nn.Module, timm.create_model(name, **options))
+
+
+def cost(network: nn.Module, image_size: int) -> tuple[int, int]:
+    """Returns the network's parameters and its multiply-adds for one image of `image_size`²."""
+    network = network.eval()
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, image_size, image_size, device=device))
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2

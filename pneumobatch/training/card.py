@@ -1,0 +1,57 @@
+"""CARD.md: what a model is, what it was trained on, and what is not known of it."""
+
+from typing import Any
+
+from pneumobatch.config import Job
+
+_TEXT = """# MODEL_ID
+
+**Research use only. Not a medical device.**
+
+A network that gives the probability of pneumonia in a frontal chest X-ray, after Li, *Attention-enhanced architecture
+for improved pneumonia detection in chest X-ray images* (2024).
+
+## Model
+- Network: `{network}`, input {size} × {size} grey, squashed; loss `{loss}` (γ {gamma}, α {alpha}); starting weights:
+  {weights}.
+- Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
+
+## Training data
+{train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
+{validation_well} normal) of other patients chose epoch, temperature and threshold. {left_out} films were left out
+(unlabelled, unreadable, outside the domain, or byte-identical copies). {patients}
+Ages covered: {ages}.
+
+## Validation, on the films that also chose epoch, temperature and threshold
+AUROC {auroc:.4f}; at the threshold ({target}): sensitivity {sensitivity:.4f}, specificity {specificity:.4f},
+accuracy {accuracy:.4f}. These figures are optimistic: the same fold selected and reports. Test on films of your own.
+
+## Not known
+How it does on another hospital, another machine, another age or projection, or where pneumonia is rarer or commoner
+than among its training films: measure that with `pneumobatch evaluate` before believing a number. A film can show
+findings other than pneumonia, of which this model says nothing.
+"""
+
+
+def write(job: Job, temperature: float, threshold: float, target: str, data: dict[str, Any], found: dict[str, Any]) -> str:
+    """Fills in the card; MODEL_ID is replaced when the bundle is saved and its hash is known."""
+    ages = job.training.validated_age_years
+    return _TEXT.format(
+        network=job.network.name,
+        size=job.network.image_size,
+        loss=job.loss.name,
+        gamma=job.loss.gamma,
+        alpha=job.loss.alpha,
+        weights=job.network.weights or "random",
+        temperature=temperature,
+        threshold=threshold,
+        target=target,
+        ages=f"{ages[0]}–{ages[1]} years" if ages else "not stated",
+        patients="No film of a validation patient was trained on."
+        if data["patients_known"]
+        else "Patients are not known, so films of one patient may stand on both sides.",
+        **{key: data[key] for key in ("train", "train_sick", "train_well", "validation", "validation_sick")},
+        validation_well=data["validation_well"],
+        left_out=data["left_out"],
+        **{key: found[key] for key in ("auroc", "sensitivity", "specificity", "accuracy")},
+    )

@@ -1,0 +1,275 @@
+"""One Ray Train worker's loop: the same code for one worker and for many (DDP over gloo or NCCL)."""
+
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pneumobatch import metrics, storage
+from pneumobatch.archive.films import pixels_of
+from pneumobatch.config import Job
+from pneumobatch.models.loss import FocalLoss
+from pneumobatch.models.networks import Classifier, build
+from pneumobatch.training import augment
+
+CHECKPOINT = "state.pt"
+
+
+@dataclass(frozen=True)
+class Films:
+    """Decoded films in the object store, shared without a copy by all workers of a node.
+
+    Films are addressed by (block, row); nothing is concatenated, so a worker's own memory stays small.
+    """
+
+    blocks: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]  # uint8[n, S, S] each
+    places: np.ndarray[Any, np.dtype[np.int64]]  # int64[N, 2]: block, row
+    labels: Tensor  # int64[N]
+
+    @classmethod
+    def open(cls, references: Sequence["ray.ObjectRef[pa.Table]"], size: int) -> "Films":
+        """Maps the decoded blocks, leaving out the rows without a picture."""
+        tables = ray.get(list(references))
+        readable = [np.flatnonzero(table["pixels"].is_valid().to_numpy()) for table in tables]
+        places = [np.stack([np.full(len(rows), block), rows], axis=1) for block, rows in enumerate(readable)]
+        labels = [table["label"].to_numpy()[rows] for table, rows in zip(tables, readable, strict=True)]
+        return cls(
+            [pixels_of(table, size) for table in tables],
+            np.concatenate(places),
+            torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Returns uint8[len(rows), S, S]."""
+        return torch.from_numpy(np.stack([self.blocks[block][row] for block, row in self.places[rows.numpy()]]))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every global batch this worker takes."""
+
+    rank: int
+    world: int
+
+    def batches(self, count: int, batch: int, seed: int, epoch: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields (step, this rank's rows); every rank yields equally often, whatever the number of films."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator)
+        batch = min(batch, count // self.world * self.world)
+        for step in range(count // batch):
+            yield step, order[step * batch : (step + 1) * batch][self.rank :: self.world]
+
+
+def learning_rate(job: Job, epoch: float) -> float:
+    """The learning rate at a fractional epoch: linear warm-up, then cosine to 1 % or steps of ×0.1."""
+    plan = job.training
+    if epoch < plan.warmup_epochs:
+        return plan.learning_rate * (0.01 + 0.99 * epoch / plan.warmup_epochs)
+    if plan.schedule == "step":
+        return plan.learning_rate * 0.1 ** (int(epoch) // plan.step_epochs)
+    progress = (epoch - plan.warmup_epochs) / max(plan.epochs - plan.warmup_epochs, 1e-9)
+    return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is arithmetic of the hardware here, not an emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _moving_average(decay: float) -> Any:
+    @torch.no_grad()
+    def update(average: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        if not average[0].is_floating_point():
+            for old, new in zip(average, current, strict=True):
+                old.copy_(new)
+            return
+        # Early on a long average would still hold the random start.
+        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(average, current, 1 - kept)
+
+    return update
+
+
+class Trainer:
+    """A worker's network, optimiser and moving average, and what a checkpoint saves of them."""
+
+    def __init__(self, job: Job, class_counts: Sequence[int], device: torch.device, shard: Shard) -> None:
+        self.job, self.device, self.shard = job, device, shard
+        torch.manual_seed(job.training.seed)
+        self.network = build(job.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = FocalLoss(job.loss, class_counts).to(device)
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=job.training.learning_rate, weight_decay=job.training.weight_decay, fused=True
+        )
+        average = _moving_average(job.training.ema_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.model: nn.Module = self.network
+        if shard.world > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+        wanted = job.training.precision
+        self.bf16 = wanted == "bf16" or (wanted == "auto" and has_bf16(device))
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+
+    def logits(self, model: nn.Module, pixels_B1SS: Tensor) -> Tensor:
+        """Returns float32 logits; the network itself runs in the job's precision."""
+        pixels = pixels_B1SS.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return cast(Tensor, model(pixels)).float()
+
+    def train_epoch(self, films: Films) -> dict[str, float]:
+        """One pass over the training films; returns the mean loss, the last learning rate and images/s."""
+        plan, size = self.job.training, self.job.network.image_size
+        self.model.train()
+        started, seen, total = time.perf_counter(), 0, torch.zeros((), device=self.device)
+        steps = max(len(films) // min(plan.batch_size, len(films)), 1)
+        rate = 0.0
+        for step, rows in self.shard.batches(len(films), plan.batch_size, plan.seed, self.epoch):
+            rate = learning_rate(self.job, self.epoch + step / steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
+            fate = augment.draw(self.job.augmentation, len(rows) * self.shard.world, generator)
+            fate = fate[self.shard.rank :: self.shard.world].to(self.device)
+            pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
+            loss = self.loss(self.logits(self.model, pixels), films.labels[rows].to(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if plan.gradient_clip:
+                nn.utils.clip_grad_norm_(self.network.parameters(), plan.gradient_clip)
+            self.optimizer.step()
+            if plan.ema_decay:
+                self.average.update_parameters(self.network)
+            total += loss.detach() * len(rows)
+            seen += len(rows)
+        summed = torch.stack([total, torch.tensor(float(seen), device=self.device)])
+        if self.shard.world > 1:
+            dist.all_reduce(summed)
+        seconds = time.perf_counter() - started
+        return {
+            "train_loss": float(summed[0] / summed[1]),
+            "learning_rate": rate,
+            "images_per_second": float(summed[1]) / seconds,
+        }
+
+    def shipped(self) -> Classifier:
+        """The network that is validated and shipped: the moving average where one is kept."""
+        return cast(Classifier, self.average.module) if self.job.training.ema_decay else self.network
+
+    @torch.inference_mode()
+    def validate(self, films: Films) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Scores the whole validation fold, every film exactly once over all workers.
+
+        Returns:
+            float32[N, 2], the logits in the fold's order, the same on every worker.
+        """
+        network = self.shipped()
+        network.eval()
+        if self.shard.world > 1:  # running statistics differ by worker; the fold is scored by one network
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+        logits = np.zeros((len(films), 2), np.float32)
+        mine = torch.arange(self.shard.rank, len(films), self.shard.world)
+        for rows in mine.split(max(self.job.training.batch_size // self.shard.world, 1)):
+            pixels = augment.plain(films.gather(rows).to(self.device))
+            logits[rows.numpy()] = self.logits(network, pixels).cpu().numpy()
+        if self.shard.world == 1:
+            return logits
+        total = torch.from_numpy(logits).to(self.device)  # each row is zero but on the worker that scored it
+        dist.all_reduce(total)
+        return total.cpu().numpy()
+
+    def state(self) -> bytes:
+        """Serialises everything that the next epoch depends on."""
+        buffer = io.BytesIO()
+        content = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state` was taken."""
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.history = state["epoch"], state["history"]
+
+
+def measures(logits_N2: np.ndarray[Any, Any], labels: Tensor, loss: nn.Module) -> dict[str, float]:
+    """The validation figures of one epoch at probability .5 (the threshold is fitted at the end)."""
+    truth = labels.numpy()
+    difference = (logits_N2[:, 1] - logits_N2[:, 0]).astype(np.float64)
+    counts = metrics.count(truth, difference >= 0)
+    device = next(loss.buffers()).device
+    return {
+        "validation_loss": float(loss(torch.from_numpy(logits_N2).to(device), labels.to(device))),
+        **{rate: counts.rate(rate) or 0.0 for rate in ("accuracy", "sensitivity", "specificity")},
+        "auroc": metrics.auroc(truth, difference) or 0.0,
+    }
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Trains to the last epoch, from the run's latest checkpoint where there is one.
+
+    Args:
+        config: `job` (the whole configuration), `train` and `validation` (references of decoded blocks),
+            `class_counts`, `cache_size` (side of the training films), `threads` (0: leave as it is), `history` (where
+            to write one row an epoch for whoever watches).
+    """
+    job: Job = config["job"]
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    shard = Shard(context.get_world_rank(), context.get_world_size())
+    train = Films.open(config["train"], config["cache_size"])
+    validation = Films.open(config["validation"], job.network.image_size)
+    trainer = Trainer(job, config["class_counts"], ray.train.torch.get_device(), shard)
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            trainer.restore(torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True))
+    while trainer.epoch < job.training.epochs:
+        started = time.perf_counter()
+        figures = trainer.train_epoch(train)
+        logits = trainer.validate(validation)
+        figures |= measures(logits, validation.labels, trainer.loss)
+        trainer.epoch += 1
+        row = {"epoch": float(trainer.epoch), **figures, "seconds": time.perf_counter() - started}
+        trainer.history.append(row)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if shard.rank == 0:
+                (Path(folder) / CHECKPOINT).write_bytes(trainer.state())
+                np.save(Path(folder) / "logits.npy", logits)
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(row, checkpoint=checkpoint)
+        if shard.rank == 0:
+            storage.write_bytes(config["history"], json.dumps(trainer.history).encode())

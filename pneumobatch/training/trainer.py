@@ -1,0 +1,278 @@
+"""Catalogue and labels → bundle: the whole training run on one screen."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from pneumobatch import __version__, cluster, metrics, storage
+from pneumobatch.archive import catalog
+from pneumobatch.archive.films import FilmDecoder
+from pneumobatch.config import Gate, Job
+from pneumobatch.models import bundle as bundles
+from pneumobatch.progress import say, track
+from pneumobatch.training import card, loop
+from pneumobatch.training.splits import validation_fold
+
+BLOCK_FILMS = 256
+"""Films a decode task."""
+
+
+class Trained(NamedTuple):
+    """What a training run left behind."""
+
+    run_id: str
+    uri: str
+    bundle: bundles.Bundle
+
+
+class Fold(NamedTuple):
+    """Decoded films of one side of the split: references of Arrow blocks in the object store, and their labels."""
+
+    blocks: list["ray.ObjectRef[pa.Table]"]
+    labels: np.ndarray[Any, np.dtype[np.int8]]
+    unreadable: int
+
+
+def train(job: Job) -> Trained:
+    """Trains to the end, from where an earlier start of the same run stopped; a finished run does nothing.
+
+    Raises:
+        ValueError: The archive, its labels or the network do not allow it.
+        RuntimeError: Training failed more often than `training.max_failures`.
+    """
+    films = catalog.find_duplicates(catalog.build(job.archive))
+    run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{_fingerprint(job, films)[:8]}"
+    target = storage.join(job.output.uri, "bundles", run_id)
+    staging = storage.join(job.output.uri, "_staging", run_id)
+    if _begin(job, films, target, staging):
+        return Trained(run_id, target, bundles.load(target))
+    usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
+    if not usable.num_rows:
+        raise ValueError(f"archive.uri: no film of {job.archive.uri} has a label; give archive.labels or class folders")
+    held = validation_fold(
+        usable["label"].to_pylist(), usable["patient"].to_pylist(), job.training.validation_fraction, job.training.seed
+    )
+    started = time.time()
+    with cluster.engine(job.cluster) as resources:
+        training = _decode(job, usable.filter(pa.array(~held)), _cache_size(job), "decode training films")
+        validation = _decode(job, usable.filter(pa.array(held)), job.network.image_size, "decode validation films")
+        state, logits = _fit(job, resources, training, validation, run_id, staging)
+    data = _data(films, usable, training, validation)
+    fingerprint = _fingerprint(job, films)
+    seconds = time.time() - started
+    trained = _bundle(job, target, state, logits, validation.labels, data, fingerprint, seconds)
+    storage.delete(staging)
+    return Trained(run_id, target, trained)
+
+
+def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
+    """Whether the run is finished already; otherwise pins its configuration, so that a resumed run is the same run."""
+    fingerprint = _fingerprint(job, films)
+    if storage.is_file(storage.join(target, "bundle.json")):
+        if bundles.load(target).training["fingerprint"] != fingerprint:
+            raise ValueError(f"training.run_id: {target} holds a bundle of another configuration; choose another run_id")
+        say(f"{target}: already trained")
+        return True
+    pin = storage.join(staging, "fingerprint")
+    if storage.is_file(pin) and storage.read_bytes(pin).decode() != fingerprint:
+        raise ValueError(
+            f"training.run_id: {staging} holds an unfinished run of another configuration or archive; finish it with the "
+            "old one, delete the folder, or choose another run_id"
+        )
+    storage.write_bytes(pin, fingerprint.encode())
+    return False
+
+
+def _fingerprint(job: Job, films: pa.Table) -> str:
+    """What a result depends on; where it is written and how many failures it may survive is not part of it."""
+    config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
+    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker"):
+        del config["training"][key]
+    known = films.select(["image_id", "label", "patient"]).to_pydict()
+    return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()
+
+
+def _cache_size(job: Job) -> int:
+    """Side of the decoded training films: a seventh larger than the input, so that crops keep their detail."""
+    return round(job.network.image_size * 8 / 7)
+
+
+def _decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
+    """Decodes films once, by the decoder that screening uses; they stay in the object store as uint8.
+
+    Columns in: image_id, uri, label. Out: those of `archive.films` and label, one row a film, in order.
+    """
+    decoder = FilmDecoder(size, job.archive.max_pixels, Gate(allow_any_age=True))
+    ray.data.DataContext.get_current().execution_options.preserve_order = True  # a resumed run sees the same order
+    rows = films.select(["image_id", "uri", "label"]).combine_chunks()
+    chunks = [rows.slice(start, BLOCK_FILMS) for start in range(0, len(rows), BLOCK_FILMS)]
+
+    def decode(chunk: pa.Table) -> pa.Table:
+        return decoder(chunk).append_column("label", chunk["label"])
+
+    stage = ray.data.from_arrow(chunks).map_batches(decode, batch_format="pyarrow", batch_size=None)
+    say(f"{title}: {len(rows)} at {size} px")
+    decoded = stage.materialize()
+    summary = decoded.select_columns(["status", "label"]).to_pandas()
+    readable = summary["status"] == "scored"
+    return Fold(decoded.to_arrow_refs(), summary["label"][readable].to_numpy(np.int8), int((~readable).sum()))
+
+
+def _fit(
+    job: Job, resources: cluster.Resources, training: Fold, validation: Fold, run_id: str, staging: str
+) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+    """Runs the workers; returns the best checkpoint's state with the whole history, and its validation logits."""
+    plan = job.training
+    counts = [int((training.labels == value).sum()) for value in (0, 1)]
+    if min(counts) == 0 or len(set(validation.labels.tolist())) < 2:
+        raise ValueError("archive: too few readable films of a class are left for training and validation")
+    most = plan.workers if isinstance(plan.workers, int) else plan.workers[1]
+    gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu
+    cpus = plan.cpus_per_worker or (resources.cpus / resources.nodes if resources.nodes > 1 else resources.cpus / most)
+    cpus = max(int(cpus), 1) if cpus >= 1 else cpus
+    where, path = storage.filesystem(storage.join(staging, "train"))
+    config = {
+        "job": job,
+        "train": training.blocks,
+        "validation": validation.blocks,
+        "class_counts": counts,
+        "cache_size": _cache_size(job),
+        "threads": 0 if gpu else max(int(cpus), 1),
+        "history": storage.join(staging, "history.json"),
+    }
+    trainer = TorchTrainer(
+        loop.train_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_id,
+            storage_path=path,
+            storage_filesystem=where,
+            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=plan.checkpoints_to_keep, checkpoint_score_attribute="auroc", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    say(f"train {job.network.name}: {sum(counts)} films ({counts[1]} pneumonia), {most} × {cpus:g} CPU" + " + GPU" * gpu)
+    with _epochs(config["history"], plan.epochs):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            cause = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"training failed after {plan.max_failures} restarts: {cause}") from error
+    best = result.get_best_checkpoint("auroc", "max")
+    assert best is not None and result.checkpoint is not None
+    with best.as_directory() as folder:
+        state = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
+        logits = np.load(Path(folder) / "logits.npy")
+    with result.checkpoint.as_directory() as folder:
+        last = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
+    return {**state, "history": last["history"]}, logits
+
+
+@contextmanager
+def _epochs(history: str, epochs: int) -> Iterator[None]:
+    """Shows each epoch as the workers write it into the run's history."""
+    done = threading.Event()
+
+    def rows() -> list[dict[str, float]]:
+        return json.loads(storage.read_bytes(history)) if storage.is_file(history) else []
+
+    def follow() -> None:
+        shown = len(rows())
+        with track("train", epochs, "epochs") as advance:
+            while True:
+                last = done.wait(1.0)
+                for row in rows()[shown:]:
+                    say(
+                        f"epoch {row['epoch']:.0f}/{epochs}: loss {row['train_loss']:.4f}, validation loss "
+                        f"{row['validation_loss']:.4f}, AUROC {row['auroc']:.4f}, sensitivity {row['sensitivity']:.3f}, "
+                        f"specificity {row['specificity']:.3f}, {row['images_per_second']:.0f} images/s"
+                    )
+                    shown = int(row["epoch"])
+                    advance(shown, "")
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _data(films: pa.Table, usable: pa.Table, training: Fold, validation: Fold) -> dict[str, Any]:
+    used = len(training.labels) + len(validation.labels)
+    return {
+        "train": len(training.labels),
+        "train_sick": int((training.labels == 1).sum()),
+        "train_well": int((training.labels == 0).sum()),
+        "validation": len(validation.labels),
+        "validation_sick": int((validation.labels == 1).sum()),
+        "validation_well": int((validation.labels == 0).sum()),
+        "left_out": films.num_rows - used,
+        "unreadable": training.unreadable + validation.unreadable,
+        "patients_known": bool(pc.all(pc.is_valid(usable["patient"])).as_py()),
+    }
+
+
+def _bundle(
+    job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any],
+    data: dict[str, Any], fingerprint: str, seconds: float,
+) -> bundles.Bundle:  # fmt: skip
+    """Fits temperature and threshold on the validation logits and writes the bundle."""
+    plan = job.training
+    difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
+    temperature = metrics.fit_temperature(difference, labels)
+    probabilities = 1 / (1 + np.exp(-difference / temperature))
+    threshold = metrics.choose_threshold(labels, probabilities, plan.target, plan.target_value)
+    counts = metrics.count(labels, probabilities >= threshold)
+    found = {
+        "auroc": metrics.auroc(labels, difference),
+        **{rate: counts.rate(rate) for rate in ("sensitivity", "specificity", "accuracy")},
+        "ece": metrics.ece(labels, probabilities),
+        "brier": metrics.brier(labels, probabilities),
+        "epoch": state["epoch"],
+    }
+    goal = "balanced sensitivity and specificity" if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}"
+    weights = state["network"]
+    if plan.ema_decay:
+        weights = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
+    bundle = bundles.Bundle(
+        network=job.network.model_copy(update={"weights": None}),
+        preprocessing=bundles.Preprocessing(image_size=job.network.image_size),
+        temperature=temperature,
+        threshold=threshold,
+        target=goal,
+        validated_age_years=plan.validated_age_years,
+        metrics=found,
+        data=data,
+        training={
+            "config": job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"}),
+            "fingerprint": fingerprint,
+            "seconds": round(seconds, 1),
+        },
+        versions={"pneumobatch": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}},
+    )
+    history = pa.Table.from_pylist(state["history"])
+    return bundles.save(target, bundle, weights, history, card.write(job, temperature, threshold, goal, data, found))
