@@ -2,9 +2,12 @@
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pneumobatch.config import Cluster
 
@@ -52,9 +55,15 @@ def engine(config: Cluster) -> Iterator[Resources]:
     import ray
     import ray.data
 
-    quiet()
     started = not ray.is_initialized()
     address = config.address or os.environ.get("RAY_ADDRESS")
+    with _native_noise_in_log():
+        yield from _run(config, address, started=started)
+
+
+def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Resources]:
+    import ray
+
     if started and address:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -68,6 +77,7 @@ def engine(config: Cluster) -> Iterator[Resources]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    _quiet()
     try:
         total = ray.cluster_resources()
         yield Resources(
@@ -78,13 +88,34 @@ def engine(config: Cluster) -> Iterator[Resources]:
             ray.shutdown()
 
 
-def quiet() -> None:
+def _quiet() -> None:
     """Keeps Ray's own messages in its log files: a job's console says what the job does."""
-    import ray
+    import ray.data
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextmanager
+def _native_noise_in_log() -> Iterator[None]:
+    """Sends what Ray's C++ core writes on file descriptor 2 to a log; Python's own standard error stays where it is.
+
+    RAY_BACKEND_LOG_LEVEL would be the switch for it, but announces itself on the console it is meant to keep quiet.
+    """
+    log = Path(tempfile.gettempdir()) / f"pneumobatch-{os.getpid()}.log"
+    console, python_stderr = os.dup(2), sys.stderr
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(os.dup(console), "w", buffering=1) if python_stderr is sys.__stderr__ else python_stderr
+    try:
+        yield
+    finally:
+        if sys.stderr is not python_stderr:
+            sys.stderr.close()
+        sys.stderr = python_stderr
+        os.dup2(console, 2)
+        os.close(console)
+        log.unlink(missing_ok=True)

@@ -6,13 +6,15 @@ Defaults < preset < job file < flags. Every section is frozen and forbids unknow
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+# Workers have working folders of their own: a relative path means the one where the job was started.
+Uri = Annotated[str, AfterValidator(lambda uri: uri if "://" in uri else str(Path(uri).expanduser().absolute()))]
 
 
 class Section(BaseModel):
@@ -20,13 +22,32 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():  # so that --help tells the range that validation enforces
+            limits = " and ".join(dict.fromkeys(_limits([field.annotation, *field.metadata])))
+            field.description = f"{field.description or ''}{f' [range: {limits}]' if limits else ''}"
+
+
+def _limits(parts: list[Any]) -> list[str]:
+    """Collects the bounds in a field's annotation, such as `>= 1`."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [f"{sign} {getattr(part, name):g}" for part in parts for name, sign in signs.items() if hasattr(part, name)]
+    inner = [
+        child
+        for part in parts
+        for child in (*get_args(part), *getattr(part, "metadata", ()))
+        if not isinstance(child, str) and child is not part
+    ]
+    return found + (_limits(inner) if inner else [])
+
 
 class Archive(Section):
     """What to read: images and, where known, their labels."""
 
-    uri: str | None = None
+    uri: Uri | None = None
     """Folder, prefix or Parquet file/folder of the images: local path, s3://… or any fsspec URL."""
-    labels: str | None = None
+    labels: Uri | None = None
     """CSV or Parquet of labels; without it, class folders NORMAL/ and PNEUMONIA/ are the labels where present."""
     include: tuple[str, ...] = ("*",)
     """Glob patterns on the path below the archive; a file is taken when any of them fits."""
@@ -42,7 +63,7 @@ class Archive(Section):
     """Columns of `labels` carried to the predictions as subgroups; those that are absent are left out."""
     patients: Literal["auto", "kermany", "none"] = "auto"
     """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found)."""
-    roots: tuple[str, ...] = ()
+    roots: tuple[Uri, ...] = ()
     """Folders or prefixes that a Parquet manifest may point into; default: the archive's own folder."""
     bytes_column: str = "bytes"
     """Parquet archives: column with the encoded image."""
@@ -141,8 +162,10 @@ class Training(Section):
     """Decay per step of the weights' moving average, which is what is validated and shipped; 0 switches it off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto: bf16 where the hardware has it."""
-    workers: Annotated[int, Field(ge=1, le=1024)] | tuple[Count, Count] = 1
-    """Ray Train workers (DDP ranks), or [least, most] for elastic training."""
+    workers: Annotated[
+        tuple[Count, ...], Field(min_length=1, max_length=2), BeforeValidator(lambda n: (n,) if isinstance(n, int) else n)
+    ] = (1,)
+    """Ray Train workers (DDP ranks); two numbers, least and most, make training elastic."""
     use_gpu: bool | None = None
     """One GPU a worker; unset: when the cluster has any."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0
@@ -181,7 +204,7 @@ class Gate(Section):
 class Screening(Section):
     """How an archive is scored."""
 
-    bundle: str | None = None
+    bundle: Uri | None = None
     """Folder or URI of the trained bundle."""
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
     """Name of the run; the same name goes on where it stopped, a finished one does nothing. Default: from the date,
@@ -207,7 +230,7 @@ class Evaluation(Section):
 
     run_id: str | None = None
     """Run to evaluate; default: the latest published run under output.uri."""
-    labels: str | None = None
+    labels: Uri | None = None
     """CSV or Parquet of labels that arrived later (columns as archive.*); default: the labels in the predictions."""
     thresholds: Annotated[int, Field(ge=2, le=1001)] = 101
     """Points of the threshold grid from 0 to 1."""
@@ -226,7 +249,7 @@ class Evaluation(Section):
 class Output(Section):
     """Where a job writes."""
 
-    uri: str = "outputs"
+    uri: Annotated[Uri, Field(validate_default=True)] = "outputs"
     """Folder or URI under which everything is written."""
     keep_source_uri: bool | None = None
     """Write each image's source path into the results; unset: yes, unless the archive holds DICOM files."""

@@ -66,7 +66,6 @@ _PREDICTION_HEAD = {
     "run_id": pa.string(),
     "label": pa.int8(),
     "patient": pa.string(),
-    "sha256": pa.string(),
     "format": pa.string(),
     "scored_at": pa.timestamp("us", tz="UTC"),
 }

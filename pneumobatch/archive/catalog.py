@@ -1,6 +1,7 @@
 """Folder, object prefix or Parquet → one row an image, with a stable id and what is known about it."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pneumobatch import storage, tables
 from pneumobatch.archive import fetch
-from pneumobatch.archive.labels import LabelTable, from_path, keyed_hash
+from pneumobatch.archive.labels import SITE_KEY, LabelTable, from_path, keyed_hash
 from pneumobatch.config import Archive
 
 _FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
@@ -116,6 +117,31 @@ def _parquet_entries(config: Archive, folder: str, path: str) -> Iterator[_Entry
                 f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
                 f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
             )
+
+
+def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
+    """Takes out of a catalogue what must not be written: DICOM paths and unhashed patients.
+
+    Args:
+        catalog: From `build`.
+        keep_uri: Keep the source paths; None: unless a file of the catalogue is DICOM by its name.
+
+    Returns:
+        The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
+        under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
+    """
+    if keep_uri is None:
+        keep_uri = "dicom" not in catalog["format"].to_pylist()
+    key = os.environ.get(SITE_KEY)
+    patients = [
+        name if name is None or name.startswith("kermany:") else keyed_hash(name) if key else None
+        for name in catalog["patient"].to_pylist()
+    ]
+    uris = catalog["uri"].to_pylist() if keep_uri else [None] * len(catalog)
+    for name, values in (("patient", patients), ("uri", uris)):
+        index = catalog.schema.get_field_index(name)
+        catalog = catalog.set_column(index, catalog.schema.field(index), pa.array(values, pa.string()))
+    return catalog
 
 
 def find_duplicates(catalog: pa.Table) -> pa.Table:

@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 
 _QUIET = threading.Lock()  # warning filters belong to the process
 _VIEWS = {"PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL"}
+_PLUGINS = {
+    "JPEGBaseline8Bit": "pillow",
+    "JPEGExtended12Bit": "pillow",
+    "JPEGLossless": "gdcm",
+    "JPEGLosslessSV1": "gdcm",
+    "JPEGLSLossless": "pyjpegls",
+    "JPEGLSNearLossless": "pyjpegls",
+    "JPEG2000Lossless": "pylibjpeg",
+    "JPEG2000": "pylibjpeg",
+    "HTJ2KLossless": "pylibjpeg",
+    "HTJ2KLosslessRPCL": "pylibjpeg",
+    "HTJ2K": "pylibjpeg",
+    "RLELossless": "pylibjpeg",
+}
+"""One decoder for each syntax: a second one, asked after the first refused, may make a picture of a broken stream."""
 _DAYS = {"Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
 
 
@@ -48,7 +63,8 @@ def read(
     """
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
-        logging.getLogger("pydicom").disabled = True  # … and repeats them in its log
+        for name in ("pydicom", "openjpeg", "libjpeg"):  # … and repeats them in its log
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         return _read(data, max_pixels, gate, ages)
 
 
@@ -83,17 +99,14 @@ def _read(
         raise DecodeError(Reason.TOO_MANY_PIXELS)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise DecodeError(Reason.MULTI_FRAME)
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise DecodeError(Reason.UNSUPPORTED) from None
-    if not decoder.is_available or dataset.BitsStored > 16:
+    deepest = 8 if syntax.keyword == "JPEGExtended12Bit" else 16  # nothing with a permissive licence reads its 12 bits
+    if (syntax.is_encapsulated and syntax.keyword not in _PLUGINS) or dataset.BitsStored > deepest:
         raise DecodeError(Reason.UNSUPPORTED)
     if syntax.is_encapsulated:
         _check_codestream(syntax.keyword, dataset.PixelData)
     elif len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
         raise DecodeError(Reason.TRUNCATED)
-    frame, _ = decoder.as_array(dataset, index=0)
+    frame, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=_PLUGINS.get(syntax.keyword, ""))
     return _grey(dataset, frame, compressed=syntax.is_encapsulated), attributes
 
 
@@ -169,6 +182,7 @@ def _grey(dataset: "Dataset", frame: npt.NDArray[Any], *, compressed: bool) -> n
     stored = codes - (codes >> (bits - 1) << bits) if signed else codes
     if compressed and (frame.min() < stored.min() or frame.max() > stored.max()):
         raise DecodeError(Reason.CORRUPT)
+    frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
     # Uncompressed values may carry overlays in their unused bits, below them (HighBit) or above.
     shift = 0 if compressed else dataset.get("HighBit", bits - 1) + 1 - bits
     frame_HW = (frame.view(f"u{frame.itemsize}") >> shift) & (len(codes) - 1)

@@ -64,8 +64,8 @@ def _starts_with_element(data: bytes) -> bool:
     if len(data) < 12:
         return False
     explicit = data[4:6].isalpha() and data[4:6].isupper()
-    if data[:4] in {b"\x00\x08\x00\x00", b"\x00\x08\x00\x05", b"\x00\x08\x00\x08"}:  # big-endian
-        return explicit
+    if data.startswith(b"\x00\x08\x00"):  # big-endian
+        return explicit and data[3] < 0x70
     group, element, length = struct.unpack_from("<HHI", data)
     return (group == 2 and element < 0x100 and explicit) or (
         group == 8 and element < 0x70 and (explicit or length < len(data))
@@ -79,7 +79,7 @@ def jpeg(data: bytes) -> Header:
         DecodeError: `truncated`, `corrupt`, or `unsupported` (12-bit, lossless).
     """
     at, size, orientation = 2, (0, 0), 1
-    essence = [data[:2]]
+    essence: list[bytes | memoryview] = [data[:2]]
     for marker, segment in _segments(data):
         at += len(segment)
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # frame header
@@ -98,7 +98,7 @@ def jpeg(data: bytes) -> Header:
         raise DecodeError(Reason.TRUNCATED)
     if 0 in size:
         raise DecodeError(Reason.CORRUPT)
-    return Header(*size, orientation, b"".join([*essence, data[at:]]))
+    return Header(*size, orientation, b"".join([*essence, memoryview(data)[at:]]))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

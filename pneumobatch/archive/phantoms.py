@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Grid = npt.NDArray[np.float32]
+Grid = npt.NDArray[Any]  # float [SIDE, SIDE]: a field over the film
 
-SIDE = 256
+SIDE = 192
 """Pixels at which the anatomy is drawn; the film is enlarged and gets its grain afterwards."""
 
 _Y, _X = (axis.astype(np.float32) for axis in np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j])
@@ -59,7 +59,7 @@ def film(rng: np.random.Generator, label: int, width: int = 512, height: int = 5
     picture = np.clip(picture + grain, 0, 1)
     if rng.random() < 0.6:
         _mark(rng, picture)
-    return np.rint(picture * 65535).astype(np.uint16)
+    return np.asarray(np.rint(picture * 65535), np.uint16)
 
 
 def _pose(rng: np.random.Generator) -> tuple[Grid, Grid]:
@@ -144,9 +144,9 @@ def _consolidation(rng: np.random.Generator, x: Grid, y: Grid, air: Grid) -> Gri
     for patch in range(rng.integers(1, 4)):
         side = first if patch < 2 or rng.random() < 0.6 else -first
         at = (side * rng.uniform(0.26, 0.52), rng.uniform(-0.3, 0.36))
-        radius = (rng.uniform(0.09, 0.2), rng.uniform(0.09, 0.2))
-        density += rng.uniform(0.04, 0.15) * _blob(x, y, at, radius) * np.clip(0.9 + 0.5 * _clouds(rng, 20), 0, 2)
-    return np.asarray(density * air, np.float32)
+        radius = (rng.uniform(0.12, 0.24), rng.uniform(0.12, 0.24))
+        density += rng.uniform(0.18, 0.36) * _blob(x, y, at, radius) * np.clip(0.9 + 0.4 * _clouds(rng, 20), 0, 2)
+    return np.asarray(np.minimum(density, 0.28) * air, np.float32)  # no denser than the heart
 
 
 def _benign(rng: np.random.Generator, x: Grid, y: Grid) -> Grid:
@@ -168,3 +168,121 @@ def _mark(rng: np.random.Generator, picture: Grid) -> None:
     letter = letter.repeat(unit, 0).repeat(unit, 1)
     top, left = (int(rng.uniform(0.03, 0.1) * side) for side in picture.shape)
     picture[top : top + letter.shape[0], left : left + letter.shape[1]][letter] = rng.uniform(0.85, 0.98)
+
+
+def write_archive(folder: Path, images: int, seed: int) -> dict[str, int]:
+    """Writes an archive of phantoms as a hospital would hand it over: mixed formats and sizes, and some bad files.
+
+    Films lie in NORMAL/ and PNEUMONIA/ under names from which patients can be told (`IM-0012-0001.png`,
+    `person12_bacteria_34.jpeg`). About 60 % are JPEG (grey and RGB), 20 % PNG (8 and 16 bits) and 20 % DICOM (CR, 12
+    bits, windowed, MONOCHROME1 and 2). Equal arguments write equal bytes; different seeds write different films.
+
+    Args:
+        folder: Where to; made if need be.
+        images: Good films, about half of them with pneumonia; the planted files come on top.
+        seed: Seed of everything.
+
+    Returns:
+        Files by kind: `normal` and `pneumonia` films, and the planted ones under the reason or rule they must get:
+        `duplicate`, `empty`, `truncated`, `html_page`, `not_an_image`, `wrong_extension`, `body_part`, `view`.
+    """
+    rng = np.random.default_rng(seed)
+    counts: Counter[str] = Counter()
+    written: list[Path] = []
+    patient = int(rng.integers(1, 1500))
+    while len(written) < images:
+        label, patient = int(rng.random() < 0.5), patient + 1
+        cause = rng.choice(("bacteria", "virus"))
+        for number in range(1, int(rng.integers(1, 5)) + 1):
+            if len(written) == images:
+                break
+            stem = f"PNEUMONIA/person{patient}_{cause}_{4 * patient + number}"
+            stem = stem if label else f"NORMAL/IM-{patient:04d}-{number:04d}"
+            data, extension = _file(rng, label)
+            written.append(_write(folder / f"{stem}.{extension}", data))
+            counts["pneumonia" if label else "normal"] += 1
+
+    for number, source in enumerate(written[:: max(1, images // 3)][:3], start=1):
+        stem = f"person910{number}_virus_{number}" if source.parent.name == "PNEUMONIA" else f"IM-910{number}-0001"
+        _write(source.with_name(stem + source.suffix), source.read_bytes())
+        counts["duplicate"] += 1
+    picture = film(rng, 0)
+    jpeg = _jpeg(picture, colour=False)
+    planted = {
+        "empty": ("NORMAL/IM-9001-0001.jpeg", b""),
+        "truncated": ("PNEUMONIA/person9001_bacteria_1.jpeg", jpeg[: len(jpeg) * 2 // 3]),
+        "html_page": (
+            "NORMAL/IM-9002-0001.dcm",
+            b"<!DOCTYPE html>\n<html><body>Your session has expired.</body></html>",
+        ),
+        "not_an_image": ("PNEUMONIA/person9002_virus_1.jpeg", b"See the other folder.\n"),
+        "wrong_extension": ("NORMAL/IM-9003-0001.png", jpeg),
+        "body_part": ("NORMAL/IM-9004-0001.dcm", _dicom(rng, picture, BodyPartExamined="HIP")),
+        "view": ("NORMAL/IM-9005-0001.dcm", _dicom(rng, picture, ViewPosition="LL")),
+    }
+    for kind, (name, data) in planted.items():
+        _write(folder / name, data)
+        counts[kind] += 1
+    return dict(counts)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _file(rng: np.random.Generator, label: int) -> tuple[bytes, str]:
+    """One film as the bytes of a file, and its extension."""
+    width = int(rng.integers(300, 760))
+    picture = film(rng, label, width, int(width * rng.uniform(0.72, 1.18)))
+    which = rng.random()
+    if which < 0.6:
+        return _jpeg(picture, colour=which < 0.12), "jpeg"
+    if which < 0.8:
+        shown = Image.fromarray(picture if which < 0.68 else _eight_bits(picture))
+        buffer = io.BytesIO()
+        shown.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue(), "png"
+    return _dicom(rng, picture), "dcm"
+
+
+def _eight_bits(picture: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    return (picture >> 8).astype(np.uint8)
+
+
+def _jpeg(picture: npt.NDArray[np.uint16], *, colour: bool) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(_eight_bits(picture)).convert("RGB" if colour else "L").save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _dicom(rng: np.random.Generator, picture: npt.NDArray[np.uint16], **changed: str) -> bytes:
+    """A computed radiograph: 12 bits stored, one window, uncompressed, of a patient who does not exist."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+
+    stored, centre = 200 + (picture * np.float32(3400 / 65535)).astype(np.uint16), 1900
+    inverted = bool(rng.random() < 0.5)
+    if inverted:
+        stored, centre = 4095 - stored, 4095 - centre
+    number = int(rng.integers(1 << 62))
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    values: dict[str, Any] = {
+        "SOPClassUID": ComputedRadiographyImageStorage, "SOPInstanceUID": f"2.25.{number}3",
+        "StudyInstanceUID": f"2.25.{number}1", "SeriesInstanceUID": f"2.25.{number}2", "Modality": "CR",
+        "StudyDate": f"2024{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}", "Manufacturer": "Phantom Works",
+        "PatientName": f"Phantom^No {number % 9973}", "PatientID": f"P{number % 99991}",
+        "PatientSex": str(rng.choice(("F", "M"))), "PatientAge": f"{rng.integers(1, 6):03d}Y",
+        "BodyPartExamined": "CHEST", "ViewPosition": "PA", "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME1" if inverted else "MONOCHROME2",
+        "Rows": stored.shape[0], "Columns": stored.shape[1], "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11,
+        "PixelRepresentation": 0, "WindowCenter": centre, "WindowWidth": 3400, "PixelData": stored.tobytes(),
+    }  # fmt: skip
+    for keyword, value in (values | changed).items():
+        setattr(dataset, keyword, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

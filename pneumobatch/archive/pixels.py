@@ -78,14 +78,14 @@ def decode(data: bytes, name: str, size: int, *, max_pixels: int, gate: Gate, ag
     try:
         if kind == "dicom":
             grey_HW, attributes = dicom.read(data, max_pixels=max_pixels, gate=gate, ages=ages)
-            picture = Image.fromarray(grey_HW)
+            picture, box = Image.fromarray(grey_HW), None
             width, height = picture.size
         else:
             width, height, orientation, essence = headers.jpeg(data) if kind == "jpeg" else headers.png(data)
             if width * height > max_pixels:
                 raise DecodeError(Reason.TOO_MANY_PIXELS)
-            picture = _grey(kind, essence, size)
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+            picture, box = _grey(kind, essence, size)
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR, box)
         if orientation in _UPRIGHT:
             picture = picture.transpose(_UPRIGHT[orientation])
     except (DecodeError, DomainError):
@@ -103,18 +103,23 @@ def decode(data: bytes, name: str, size: int, *, max_pixels: int, gate: Gate, ag
     return Film(pixels_HW, width, height, kind, attributes, statistics)
 
 
-def _grey(kind: headers.Kind, essence: bytes, size: int) -> Image.Image:
-    """Decodes a JPEG or PNG to 8-bit grey, a large JPEG at a fraction of its size."""
+def _grey(
+    kind: headers.Kind, essence: bytes, size: int
+) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
+    """Decodes a JPEG or PNG to 8-bit grey, a large JPEG at a fraction of its size; and the box that the film fills."""
     # Not through Image.open: its limit on pixels is a global of the process, and warns before it fails.
     picture: Image.Image = (JpegImageFile if kind == "jpeg" else PngImageFile)(io.BytesIO(essence))
-    picture.draft("L", (size, size))  # a square, so it covers the film on its side as well; PNG: does nothing
+    # Asked for a square, so that it also covers a film that lies on its side. The last column and row of a reduced
+    # JPEG reach beyond the film unless the reduction divides it; without the box everything would be shifted.
+    drafted = picture.draft("L", (size, size))
+    box = drafted[1] if drafted else None
     picture.load()
     if picture.mode.startswith("I"):  # convert("L") would clip at 255
-        return Image.fromarray(np.take(_FROM_16_BITS, np.asarray(picture), mode="clip"))
+        return Image.fromarray(np.take(_FROM_16_BITS, np.asarray(picture), mode="clip")), box
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
     alpha = picture.getchannel("A") if picture.mode in {"LA", "RGBA"} else None
     if picture.mode in {"CMYK", "P"}:
         picture = picture.convert("RGB")
     grey = picture.convert("L")
-    return grey if alpha is None else ImageChops.multiply(grey, alpha)
+    return grey if alpha is None else ImageChops.multiply(grey, alpha), box

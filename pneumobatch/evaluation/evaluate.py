@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from pneumobatch import storage
 from pneumobatch.config import Archive, Job
@@ -53,7 +55,7 @@ def evaluate(job: Job) -> Result:
     run_id, model_id = record["run_id"], record["model_id"]
     summary_uri = storage.join(job.output.uri, "summaries", f"model_id={model_id}", f"{run_id}.parquet")
     storage.write_table(summary_uri, summary)
-    history = _history(record.get("bundle"))
+    history = _history(record)
     report_uri = write_report(job.output.uri, record, predictions, summary, job.evaluation, history)
     return Result(run_id, summary, statuses(predictions), summary_uri, report_uri)
 
@@ -165,32 +167,35 @@ def _match(predictions: pa.Table, keys: pa.Array, uri: str) -> pa.Array:
     return index.combine_chunks()
 
 
-def _history(bundle: Any) -> pa.Table | None:
-    if not isinstance(bundle, str):
-        return None
-    uri = storage.join(bundle, "history.parquet")
-    return storage.read_table(uri) if storage.is_file(uri) else None
+def _history(record: dict[str, Any]) -> pa.Table | None:
+    """Reads the training history of the run's bundle, where the bundle still lies where the run found it."""
+    bundle = record.get("bundle") or record.get("config", {}).get("screening", {}).get("bundle")
+    uri = storage.join(bundle, "history.parquet") if isinstance(bundle, str) else None
+    return storage.read_table(uri) if uri and storage.is_file(uri) else None
 
 
 def console_table(result: Result) -> Table:
-    """Returns counts and rates at the operating point, with 95 % intervals, overall and by subgroup."""
+    """Returns counts and rates at the operating point, with 95 % intervals, overall and by subgroup (80 columns)."""
     rows = [row for row in result.summary.to_pylist() if row["threshold_kind"] == "bundle"]
     threshold = rows[0]["threshold"]
-    title = (
-        f"{result.run_id}, threshold {threshold:.3f}" if threshold is not None else f"{result.run_id}, nothing scored"
-    )
-    table = Table(title=title, caption="95 % intervals. Research use only; not a medical device.")
-    table.add_column("subgroup")
-    for name in ("TP", "FP", "TN", "FN", "sensitivity", "specificity", "PPV", "accuracy", "AUROC"):
-        table.add_column(name, justify="right", no_wrap=True)
+    point = "nothing was scored" if threshold is None else f"pneumonia is called at probability ≥ {threshold:.4f}"
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=f"{result.run_id}: {point}")
+    table.caption = "95 % intervals in parentheses. Research use only; not a medical device."
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    for name in ("TP", "FP", "TN", "FN", "sensitivity", "specificity", "accuracy", "AUROC"):
+        table.add_column(name, justify="right")
+    subgroup = "all"
     for row in rows:
-        name = "all" if row["subgroup"] == "all" else f"{row['subgroup']} {row['value']}"
+        if row["subgroup"] != subgroup:
+            subgroup = row["subgroup"]
+            table.add_section()
+            table.add_row(Text(subgroup.replace("_", " "), style="bold"))
+        label = Text("all" if subgroup == "all" else f" {row['value']}")  # Text: a value is no markup
+        counts = ["–" if row[key] is None else f"{row[key]:,}" for key in ("tp", "fp", "tn", "fn")]
+        rates = [_rate(row, key) for key in ("sensitivity", "specificity", "accuracy", "auroc")]
         if row["suppressed"]:
-            table.add_row(name, *["–"] * 4, f"under the least cell ({row['images']} images)", style="dim")
-            continue
-        counts = [f"{row[key]:,}" for key in ("tp", "fp", "tn", "fn")]
-        rates = [_rate(row, key) for key in ("sensitivity", "specificity", "precision", "accuracy", "auroc")]
-        table.add_row(name, *counts, *rates, end_section=row["subgroup"] == "all")
+            rates = ["suppressed", "", "", ""]
+        table.add_row(label, *counts, *rates, style="dim" if row["suppressed"] else None)
     return table
 
 
@@ -198,4 +203,4 @@ def _rate(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return "–"
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return three(row[name]) + (f" ({low:.3f}–{high:.3f})" if low is not None else "")
+    return three(row[name]) + (f" ({low:.3f}–{high:.3f})".replace("0.", ".") if low is not None else "")

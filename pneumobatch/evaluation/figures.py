@@ -73,7 +73,7 @@ def _square(axes: Axes, x: str, y: str) -> None:
 def _thin(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Drops the points of a curve that no eye could tell from their neighbours: a million films, a small page."""
     xy = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
-    cell = np.round(xy * 500)
+    cell = np.round(xy * 300)
     keep = np.any(np.diff(cell, axis=0, prepend=-1) != 0, axis=1)
     keep[-1] = True
     keep[:-1] |= keep[1:]  # both ends of each move, so that steps stay steps

@@ -15,7 +15,10 @@ from pneumobatch import config, metrics, storage, tables
 from pneumobatch.evaluation import figures
 from pneumobatch.evaluation.summary import scored, statuses
 
-LINEAGE = ("verb", "bundle", "versions", "hashes", "hardware", "git", "code", "seed", "seconds", "images_per_second")
+LINEAGE = (
+    "verb", "bundle", "weights_sha256", "configuration", "catalog", "hashes", "versions", "code", "hardware", "plan",
+    "seed", "seconds", "seconds_to_first_prediction",
+)  # fmt: skip
 """Entries of a run record that the page shows, besides ids, dates and configuration: an allow-list."""
 
 HIDDEN = {"uri", "labels", "include", "exclude", "roots", "bundle", "address", "weights"}

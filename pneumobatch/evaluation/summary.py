@@ -92,7 +92,7 @@ def summarise(predictions: pa.Table, options: config.Evaluation) -> pa.Table:
         ValueError: The predictions mix runs, models or thresholds, or contradict themselves.
     """
     threshold = operating_threshold(predictions)
-    head = {name: next((v for v in predictions[name].to_pylist() if v is not None), None) for name in _LINEAGE}
+    head: dict[str, Any] = {name: pc.first(predictions[name]).as_py() for name in ("run_id", "model_id")}
     head["evaluated_at"] = datetime.now(UTC)
     rows = [
         head | {"subgroup": subgroup, "value": value} | row
@@ -100,9 +100,6 @@ def summarise(predictions: pa.Table, options: config.Evaluation) -> pa.Table:
         for row in _rows(part, threshold, 0 if subgroup == "all" else options.min_cell, options)
     ]
     return pa.Table.from_pylist(rows, schema=tables.summary_schema())
-
-
-_LINEAGE = ("run_id", "model_id")
 
 
 def _parts(predictions: pa.Table) -> Iterator[tuple[str, str | None, pa.Table]]:

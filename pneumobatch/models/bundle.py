@@ -91,6 +91,25 @@ def save(uri: str, bundle: Bundle, weights: dict[str, Tensor], history: pa.Table
     return bundle
 
 
+def locate(uri: str | None) -> str:
+    """Returns the bundle's own folder; the output folder of a training that left one bundle stands for it.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    if uri is None:
+        raise ValueError("screening.bundle is missing: give the folder that `train` wrote")
+    if storage.is_file(storage.join(uri, "bundle.json")):
+        return uri
+    below = [file.path for file in storage.list_files(storage.join(uri, "bundles")) if file.path.endswith("/bundle.json")]
+    if len(below) == 1:
+        return storage.join(uri, "bundles", below[0].removesuffix("/bundle.json"))
+    if below:
+        names = ", ".join(sorted(path.removesuffix("/bundle.json") for path in below))
+        raise ValueError(f"screening.bundle: {uri}/bundles holds several ({names}); name one")
+    raise ValueError(f"screening.bundle: {uri} holds no bundle.json; give the folder that `train` wrote")
+
+
 def load(uri: str) -> Bundle:
     """Reads and checks bundle.json.
 

@@ -25,6 +25,7 @@ from pneumobatch.archive.films import pixels_of
 from pneumobatch.config import Job
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
+from pneumobatch.models.scoring import hardware_precision
 from pneumobatch.training import augment
 
 CHECKPOINT = "state.pt"
@@ -89,14 +90,6 @@ def learning_rate(job: Job, epoch: float) -> float:
     return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is arithmetic of the hardware here, not an emulation."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
 def _moving_average(decay: float) -> Any:
     @torch.no_grad()
     def update(average: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
@@ -131,7 +124,7 @@ class Trainer:
         if shard.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         wanted = job.training.precision
-        self.bf16 = wanted == "bf16" or (wanted == "auto" and has_bf16(device))
+        self.bf16 = (hardware_precision(device) if wanted == "auto" else wanted) == "bf16"
         self.epoch = 0
         self.history: list[dict[str, float]] = []
 

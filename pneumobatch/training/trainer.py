@@ -141,7 +141,7 @@ def _fit(
     counts = [int((training.labels == value).sum()) for value in (0, 1)]
     if min(counts) == 0 or len(set(validation.labels.tolist())) < 2:
         raise ValueError("archive: too few readable films of a class are left for training and validation")
-    most = plan.workers if isinstance(plan.workers, int) else plan.workers[1]
+    most = max(plan.workers)
     gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu
     cpus = plan.cpus_per_worker or (resources.cpus / resources.nodes if resources.nodes > 1 else resources.cpus / most)
     cpus = max(int(cpus), 1) if cpus >= 1 else cpus
@@ -159,7 +159,7 @@ def _fit(
         loop.train_worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+            num_workers=most if len(plan.workers) == 1 else (min(plan.workers), most), use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
         ),
         run_config=ray.train.RunConfig(
             name=run_id,

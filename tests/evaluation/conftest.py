@@ -75,7 +75,8 @@ def record(predictions: pa.Table) -> dict[str, Any]:
         "bundle": "/models/private/attention_resnet50",
         "threshold": THRESHOLD,
         "versions": {"pneumobatch": "0.1.0", "torch": "2.11.0", "ray": "2.55.0"},
-        "hashes": {"model": "3f9c2a77" * 8, "catalog": "0b81de42" * 8},
+        "weights_sha256": "3f9c2a77" * 8,
+        "hardware": {"cpus": 2, "gpus": 0, "nodes": 1},
         "seconds": 61.2,
         "config": {"archive": {"uri": "/mnt/pacs/Doe_Jane", "key_column": "uri"}, "screening": {"batch_size": 32}},
     }

@@ -1,0 +1,266 @@
+"""`pneumobatch VERB JOB.toml [--section.key value …]`: parses and validates first, and imports torch and ray afterwards.
+
+Exit codes: 0 done; 1 the job failed; 2 wrong usage or configuration.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+
+from pneumobatch import __version__
+from pneumobatch.config import (
+    Archive,
+    Augmentation,
+    Bench,
+    Cluster,
+    Demo,
+    Evaluation,
+    Job,
+    Loss,
+    Network,
+    Output,
+    Screening,
+    Section,
+    Training,
+    read_job,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EPILOGUE = (
+    "Every verb takes a job file and flags; flags win over the file, the file over the defaults. A file may hold the "
+    "sections of other verbs too. Lists repeat their flag. Research use only; not a medical device."
+)
+
+app = cyclopts.App(
+    name="pneumobatch",
+    help="Screens archives of chest X-rays for pneumonia, and trains the network that does it, on Ray.",
+    help_epilogue=EPILOGUE,
+    help_format="plaintext",
+    version=__version__,
+    default_parameter=cyclopts.Parameter(name_transform=lambda name: name, negative_iterable=(), consume_multiple=True),
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+JobFile = Annotated[Path | None, cyclopts.Parameter(name="JOB.toml", help="Job file (TOML).")]
+
+
+def _job(**sections: Section) -> Job:
+    """Puts the sections together again as they were given, so that a preset only fills what was not."""
+    return Job.model_validate({name: section.model_dump(exclude_unset=True) for name, section in sections.items()})
+
+
+def _show(*lines: "RenderableType") -> None:
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, str))
+
+
+@app.command
+def catalog(job_file: JobFile = None, /, *, archive: Archive = Archive(), output: Output = Output()) -> None:
+    """List an archive: one row an image, with a stable id and what is known of it."""
+    from pneumobatch import storage
+    from pneumobatch.archive import catalog as catalogue
+
+    films = catalogue.find_duplicates(catalogue.build(archive))
+    target = storage.join(output.uri, "catalog", "catalog.parquet")
+    storage.write_table(target, catalogue.publishable(films, keep_uri=output.keep_source_uri))
+    labels = films["label"].to_pylist()
+    copies = len(films) - films["duplicate_of"].null_count
+    _show(
+        f"{len(films)} images: {labels.count(1)} pneumonia, {labels.count(0)} normal, {labels.count(None)} without a "
+        f"label; {copies} byte-identical copies",
+        f"catalogue  {target}",
+    )
+
+
+@app.command
+def train(
+    job_file: JobFile = None,
+    /,
+    *,
+    archive: Archive = Archive(),
+    network: Network = Network(),
+    loss: Loss = Loss(),
+    augmentation: Augmentation = Augmentation(),
+    training: Training = Training(),
+    output: Output = Output(),
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Train a network on a labelled archive, by DDP on Ray Train, and leave a bundle."""
+    job = _job(
+        archive=archive, network=network, loss=loss, augmentation=augmentation, training=training, output=output,
+        cluster=cluster,
+    )  # fmt: skip
+    from pneumobatch.training.trainer import train as run
+
+    trained = run(job)
+    found = trained.bundle.metrics
+    _show(
+        f"validation: AUROC {found['auroc']:.4f}, sensitivity {found['sensitivity']:.4f}, specificity "
+        f"{found['specificity']:.4f} at threshold {trained.bundle.threshold:.4f} ({trained.bundle.target})",
+        f"bundle  {trained.uri}",
+    )
+
+
+@app.command
+def screen(
+    job_file: JobFile = None,
+    /,
+    *,
+    archive: Archive = Archive(),
+    screening: Screening = Screening(),
+    output: Output = Output(),
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Score an archive with a bundle: one row of predictions an image, published when whole."""
+    job = _job(archive=archive, screening=screening, output=output, cluster=cluster)
+    from pneumobatch import storage
+    from pneumobatch.screening.pipeline import screen as run
+
+    record = run(job)
+    counts = ", ".join(f"{count} {name}" for name, count in record["counts"].items())
+    paths = [f"predictions  {storage.join(output.uri, path)}" for path in record["predictions"]]
+    _show(f"run {record['run_id']}: {counts}", *paths)
+
+
+@app.command
+def evaluate(
+    job_file: JobFile = None,
+    /,
+    *,
+    archive: Archive = Archive(),
+    evaluation: Evaluation = Evaluation(),
+    output: Output = Output(),
+) -> None:
+    """Summarise a run's predictions against labels: rates with intervals, figures and a report."""
+    from pneumobatch.evaluation.evaluate import console_table
+    from pneumobatch.evaluation.evaluate import evaluate as run
+
+    result = run(_job(archive=archive, evaluation=evaluation, output=output))
+    _show(console_table(result), f"summaries  {result.summary_uri}", f"report  {result.report_uri}")
+
+
+@app.command
+def demo(
+    job_file: JobFile = None, /, *, demo: Demo = Demo(), output: Output = Output(uri="demo"), cluster: Cluster = Cluster()
+) -> None:
+    """Write synthetic chest films, train on them, screen others, evaluate, and show where everything lies."""
+    job = _job(demo=demo, output=output, cluster=cluster)
+    from pneumobatch.demo import demo as run
+
+    _show(*run(job))
+
+
+@app.command
+def bench(
+    job_file: JobFile = None,
+    /,
+    *,
+    archive: Archive = Archive(),
+    screening: Screening = Screening(),
+    bench: Bench = Bench(),
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Measure decoding, network, plain loops and this pipeline side by side on the same films."""
+    job = _job(archive=archive, screening=screening, bench=bench, cluster=cluster)
+    from pneumobatch.bench import bench as run
+
+    _show(*run(job))
+
+
+@app.command
+def doctor(
+    job_file: JobFile = None, /, *, network: Network = Network(), cluster: Cluster = Cluster(), output: Output = Output()
+) -> int:
+    """Say what the machine and the cluster offer, which decoders and precisions work, and what is wrong."""
+    job = _job(network=network, cluster=cluster, output=output)
+    from pneumobatch.doctor import doctor as run
+
+    lines, healthy = run(job)
+    _show(*lines)
+    return 0 if healthy else 1
+
+
+def _unknown(data: dict[str, Any], model: type[BaseModel], path: str, file: Path) -> None:
+    """Raises for the first key of a job file that no section knows, with the nearest one."""
+    for key, value in data.items():
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, 1, 0.4)
+            raise ValueError(f"{file}: unknown key {path}{key}" + (f"; did you mean {path}{near[0]}?" if near else ""))
+        kind = model.model_fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if not isinstance(value, dict):
+                raise ValueError(f"{file}: {path}{key} is a section; write [{path}{key}] and its keys below")
+            _unknown(value, kind, f"{path}{key}.", file)
+
+
+def _described(error: ValidationError, source: str) -> str:
+    lines = [
+        f"{source}{'.'.join(str(part) for part in row['loc'] if '[' not in str(part))}: {row['msg']}"
+        + (f" (got {row['input']!r})" if not isinstance(row["input"], dict) else "")
+        for row in error.errors()
+    ]
+    return "; ".join(dict.fromkeys(lines))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; unexpected errors propagate."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    source = ""
+    try:
+        if len(arguments) > 1 and arguments[0] in app and not arguments[1].startswith("-"):
+            path = Path(arguments[1])
+            data = read_job(path)
+            _unknown(data, Job, "", path)
+            Job.model_validate(data)  # the sections that this verb does not read are checked as well
+            source = f"{path}: "
+            read = {name: data[name] for name in _sections(arguments[0]) if name in data}
+            app.config = cyclopts.config.Dict(read, source=str(path), use_commands_as_keys=False)
+        else:
+            app.config = None
+        code = app(arguments)
+    except cyclopts.ValidationError as error:
+        cause = error.__cause__ or error.__context__
+        section = error.argument.name.removeprefix("--") + "." if error.argument else ""
+        text = _described(cause, section) if isinstance(cause, ValidationError) else str(error)
+    except cyclopts.CycloptsError as error:
+        text = str(error)
+    except ValidationError as error:
+        text = _described(error, source)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        text = str(error)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        errors.print(f"failed: {error}", markup=False)
+        return 1
+    else:
+        return code if isinstance(code, int) else 0
+    errors.print(f"error: {text}", markup=False)
+    return 2
+
+
+def _sections(verb: str) -> list[str]:
+    function = app[verb].default_command
+    assert function is not None
+    return [name for name in function.__annotations__ if name in Job.model_fields]
+
+
+def main() -> None:
+    """Entry point of the command `pneumobatch`."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

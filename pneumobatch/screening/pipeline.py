@@ -1,0 +1,118 @@
+"""Archive + bundle → predictions: the whole chain on one screen."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from pneumobatch import __version__, cluster
+from pneumobatch.archive import catalog
+from pneumobatch.archive.films import FilmDecoder
+from pneumobatch.config import Job, Screening
+from pneumobatch.models import bundle as bundles
+from pneumobatch.models import scoring
+from pneumobatch.progress import say, track
+from pneumobatch.screening.runs import Run
+from pneumobatch.screening.scorer import Plan, Scorer
+
+COMPILE_PAYS_IMAGES = 3000
+"""From about so many images a compilation is paid back by one run on CPUs; later runs find it in the cache."""
+
+
+def screen(job: Job) -> dict[str, Any]:
+    """Scores an archive to the end, from where an earlier start stopped; a finished run does nothing.
+
+    Returns:
+        The run's record, as in runs/<run_id>.json.
+
+    Raises:
+        ValueError: Archive, bundle or run id do not fit.
+        RuntimeError: Too many images failed.
+    """
+    started = time.monotonic()
+    uri = bundles.locate(job.screening.bundle)
+    bundle = bundles.load(uri)
+    films = catalog.build(job.archive)
+    with cluster.engine(job.cluster) as resources:
+        plan = _plan(job.screening, uri, bundle, resources.gpus > 0, len(films))
+        run = Run(job, bundle, films, asdict(plan))
+        if run.record:
+            say(f"run {run.run_id}: already published, nothing to do")
+            run.clean()
+            return run.record
+        todo = run.begin()
+        say(f"run {run.run_id}: {len(films)} images, {len(todo)} to do, {bundle.model_id}")
+        plan = Plan(**run.pin["plan"])
+        first: float | None = None
+        if len(todo):
+            with track("screen", len(todo), "images") as advance:
+                done = 0
+                for rows in score(job, bundle, plan, todo, resources):
+                    run.stage(rows)
+                    first = first or time.monotonic() - started
+                    done += len(rows)
+                    advance(done, f"{len(rows)}")
+    rows = run.reconcile()
+    return run.publish(rows, _facts(job, resources, started, first, len(todo)))
+
+
+def score(
+    job: Job, bundle: bundles.Bundle, plan: Plan, films: pa.Table, resources: cluster.Resources
+) -> Iterator[pa.Table]:
+    """Streams scored rows of catalogue rows, in no order: catalogue → fetch and decode → score.
+
+    Without accelerators both stages ask for the same resources, so that Ray fuses them into one actor a CPU: films are
+    decoded and scored where they are fetched, nothing is copied, and no stage can starve another on any number of
+    CPUs. With accelerators decoding runs in CPU tasks of its own and only uint8 pictures travel.
+    """
+    decoder = FilmDecoder(
+        bundle.preprocessing.image_size, job.archive.max_pixels, job.screening.gate, bundle.validated_age_years
+    )
+    rows = films.select(["image_id", "uri"]).combine_chunks()
+    block = job.screening.block_images
+    chunks = [rows.slice(start, block) for start in range(0, len(rows), block)]
+    scorers = job.screening.scorers or int(resources.gpus or resources.cpus) or 1
+    scorers = min(scorers, len(chunks))
+    gpu = plan.device == "cuda"
+    per_scorer = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
+    scored = (
+        ray.data.from_arrow(chunks)
+        .map_batches(decoder, batch_format="pyarrow", batch_size=None, num_cpus=1)
+        .map_batches(
+            Scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
+            compute=ActorPoolStrategy(size=scorers), **per_scorer,
+        )
+    )  # fmt: skip
+    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _plan(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
+    """Decides once how the run scores; a resumed run keeps to it."""
+    device = torch.device("cuda" if gpu else "cpu")
+    precision = scoring.hardware_precision(device) if config.precision == "auto" else config.precision
+    compiling = config.compile == "on"
+    if config.compile == "auto":
+        cached = scoring.compiled_path(bundle, precision, config.batch_size, device).exists()
+        compiling = cached or (images >= COMPILE_PAYS_IMAGES and scoring.compiler() is not None)
+    if compiling and not scoring.compiler():
+        raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
+    return Plan(uri, config.batch_size, precision, compiling, device.type, threads=1)
+
+
+def _facts(job: Job, resources: cluster.Resources, started: float, first: float | None, images: int) -> dict[str, Any]:
+    """Lineage and timings for the run's record."""
+    seconds = time.monotonic() - started
+    return {
+        "config": job.model_dump(mode="json", exclude={"cluster"}),
+        "versions": {"pneumobatch": __version__, **{name: version(name) for name in ("ray", "torch", "pyarrow")}},
+        "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": resources.nodes},
+        "seconds": round(seconds, 2),
+        "seconds_to_first_prediction": None if first is None else round(first, 2),
+        "images_this_start": images,
+    }

@@ -1,0 +1,66 @@
+"""The scoring actor: loads the network once, then turns decoded films into probabilities."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pneumobatch.archive.films import pixels_of
+from pneumobatch.models import bundle as bundles
+from pneumobatch.models import scoring
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run scores; fixed at its first start, so that a resumed run gives the same probabilities."""
+
+    bundle: str
+    batch_size: int
+    precision: scoring.Precision
+    compile: bool
+    device: str
+    threads: int
+
+
+class Scorer:
+    """Columns in: those of `archive.films`. Out: the same without `pixels`, with `probability` and `scored_at`.
+
+    One row out for each row in, in order. A film without a picture has no probability.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        torch.set_num_threads(plan.threads)
+        self.plan = plan
+        self.bundle = bundles.load(plan.bundle)
+        device = torch.device(plan.device)
+        if plan.compile:
+            self.logits = scoring.compiled(plan.bundle, self.bundle, plan.precision, plan.batch_size, device)
+        else:
+            self.logits = scoring.eager(plan.bundle, self.bundle, plan.precision, device)
+        self.size = self.bundle.preprocessing.image_size
+        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
+        self.logits(self.batch)  # the first call of a network is slow: not at the first film's cost
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Scores a block in batches of one fixed shape; the last is padded."""
+        readable = np.flatnonzero(rows["pixels"].is_valid().to_numpy())
+        pixels = pixels_of(rows, self.size)
+        probability = np.full(len(rows), np.nan)
+        for start in range(0, len(readable), self.plan.batch_size):
+            part = readable[start : start + self.plan.batch_size]
+            self.batch[: len(part)] = torch.from_numpy(pixels[part])
+            probability[part] = self.probabilities(self.logits(self.batch)[: len(part)])
+        scored_at = pa.scalar(datetime.now(UTC), pa.timestamp("us", tz="UTC"))
+        return (
+            rows.drop_columns(["pixels"])
+            .append_column("probability", pa.array(probability, from_pandas=True))
+            .append_column("scored_at", pa.repeat(scored_at, len(rows)))
+        )
+
+    def probabilities(self, logits_B2: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Calibrated probability of pneumonia, float64[B] in 0–1."""
+        difference = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu() / self.bundle.temperature
+        return torch.sigmoid(difference).numpy()

@@ -1,0 +1,288 @@
+import itertools
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from pneumobatch import metrics
+
+PAPER = metrics.Counts(tp=207, fp=12, tn=196, fn=1)
+
+# Rounded scores make ties; every draw has both classes.
+films = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 40)), min_size=2, max_size=80).filter(
+    lambda rows: len({label for label, _ in rows}) == 2
+)
+EXAMPLES = settings(max_examples=60, deadline=None)
+
+
+def split(rows):
+    return np.array([label for label, _ in rows]), np.array([score / 40 for _, score in rows])
+
+
+def draw(films=400, seed=0, gap=1.0, digits=2):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(films) < 0.6).astype(int)
+    logits = generator.normal(gap * (2 * labels - 1), 1.5)
+    return labels, np.round(1 / (1 + np.exp(-logits)), digits)
+
+
+@pytest.mark.parametrize(
+    ("rate", "value"),
+    [("accuracy", 0.9688), ("sensitivity", 0.995), ("specificity", 0.942), ("precision", 0.945), ("f1", 0.970)],
+)
+def test_the_papers_matrix_gives_the_rates_of_reading_1(rate, value):
+    assert PAPER.rate(rate) == pytest.approx(value, abs=6e-4)
+
+
+def test_the_papers_accuracy_has_the_wilson_interval_of_reading_1():
+    assert PAPER.interval("accuracy") == pytest.approx((0.947, 0.982), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_agrees_with_newcombes_table(successes, n, low, high):
+    assert metrics.wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_wilson_of_all_and_none():
+    assert metrics.wilson(7, 7)[1] == 1.0
+    assert metrics.wilson(0, 0) is None
+    with pytest.raises(ValueError, match="impossible"):
+        metrics.wilson(3, 2)
+
+
+def test_a_rate_without_denominator_is_none():
+    none = metrics.Counts(tn=5)
+    assert none.rate("sensitivity") is None
+    assert none.rate("precision") is None
+    assert none.interval("f1") is None
+    assert none.rate("specificity") == 1.0
+
+
+@EXAMPLES
+@given(films, st.randoms(use_true_random=False), st.integers(1, 79))
+def test_counts_merge_regardless_of_order_and_partition(rows, random, cut):
+    whole = metrics.count(split(rows)[0], split(rows)[1] >= 0.5)
+    random.shuffle(rows)
+    parts = [rows[:cut], rows[cut:]]
+    assert sum((metrics.count(split(p)[0], split(p)[1] >= 0.5) for p in parts), metrics.Counts()) == whole
+    assert whole.total == len(rows)
+
+
+@EXAMPLES
+@given(films)
+def test_grid_counts_are_monotone_and_agree_with_counting(rows):
+    labels, scores = split(rows)
+    grid = np.linspace(0, 1, 17)
+    counts = metrics.grid_counts(labels, scores, grid)
+    assert counts == [metrics.count(labels, scores >= threshold) for threshold in grid]
+    assert all(a.tp >= b.tp and a.fp >= b.fp for a, b in itertools.pairwise(counts))
+    assert (counts[0].tn, counts[0].fn) == (0, 0)
+
+
+@EXAMPLES
+@given(films)
+def test_threshold_free_statistics_agree_with_scikit_learn(rows):
+    labels, scores = split(rows)
+    assert metrics.auroc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores))
+    assert metrics.average_precision(labels, scores) == pytest.approx(sk.average_precision_score(labels, scores))
+    assert metrics.brier(labels, scores) == pytest.approx(sk.brier_score_loss(labels, scores))
+
+
+@EXAMPLES
+@given(films, st.data())
+def test_weights_are_repetitions(rows, data):
+    labels, scores = split(rows)
+    times = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
+    assume(len(set(np.repeat(labels, times))) == 2)
+    for statistic in (metrics.auroc, metrics.average_precision, metrics.brier, metrics.ece):
+        repeated = statistic(np.repeat(labels, times), np.repeat(scores, times))
+        assert statistic(labels, scores, times.astype(float)) == pytest.approx(repeated)
+
+
+@EXAMPLES
+@given(films)
+def test_auroc_keeps_under_monotone_change_and_flips_with_the_scores(rows):
+    labels, scores = split(rows)
+    area = metrics.auroc(labels, scores)
+    assert metrics.auroc(labels, np.exp(3 * scores) - 7) == pytest.approx(area)
+    assert metrics.auroc(labels, -scores) == pytest.approx(1 - area)
+    assert metrics.auroc(1 - labels, scores) == pytest.approx(1 - area)
+
+
+def test_one_class_has_no_area():
+    assert metrics.auroc([1, 1], [0.2, 0.3]) is None
+    assert metrics.average_precision([0, 0], [0.2, 0.3]) is None
+    assert metrics.delong([1, 0], [0.2, 0.3]) is None
+    assert metrics.brier([], []) is None and metrics.ece([], []) is None
+
+
+def test_operating_points_are_scikit_learns_curve():
+    labels, scores = draw()
+    points = metrics.operating_points(labels, scores)
+    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    assert np.allclose(points.true_positives / labels.sum(), tpr[1:])
+    assert np.allclose(points.false_positives / (1 - labels).sum(), fpr[1:])
+
+
+def test_ece_and_reliability_by_hand():
+    labels, scores = [0, 1, 1, 1], [0.1, 0.2, 0.8, 1.0]
+    # Bins of a half: |0.15 − 0.5| and |0.9 − 1|, two films each.
+    assert metrics.ece(labels, scores, bins=2) == pytest.approx(0.225)
+    low, high = metrics.reliability(labels, scores, bins=2)
+    assert low == pytest.approx((0.0, 0.5, 0.15, 1, 2))
+    assert high == pytest.approx((0.5, 1.0, 0.9, 2, 2))
+
+
+def test_delong_agrees_with_every_pair():
+    labels, scores = draw(films=150, digits=1)
+    positives, negatives = scores[labels == 1], scores[labels == 0]
+    # DeLong et al., Biometrics 44 (1988): structural components from the kernel of all pairs.
+    kernel = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    variance = kernel.mean(1).var(ddof=1) / positives.size + kernel.mean(0).var(ddof=1) / negatives.size
+    assert metrics.delong(labels, scores) == pytest.approx((kernel.mean(), variance))
+    low, high = metrics.delong_interval(labels, scores)
+    assert low < kernel.mean() < high
+
+
+def test_bootstrap_agrees_with_delong_where_films_are_independent():
+    labels, scores = draw(films=800, digits=6)
+    low, high = metrics.percentile(metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 2000, 1)["a"])
+    assert (low, high) == pytest.approx(metrics.delong_interval(labels, scores), abs=0.006)
+
+
+def test_bootstrap_over_patients_is_wider_when_their_films_are_alike():
+    labels, scores = draw(films=150, digits=6)
+    labels, scores, patients = np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(150), 4).astype(str)
+    width = {}
+    for name, clusters in (("films", None), ("patients", patients)):
+        low, high = metrics.percentile(metrics.bootstrap({"a": metrics.auroc}, labels, scores, clusters, 500, 0)["a"])
+        width[name] = high - low
+    assert width["patients"] == pytest.approx(2 * width["films"], rel=0.3)
+
+
+def test_bootstrap_repeats_with_its_seed_and_leaves_undefined_draws_out():
+    labels, scores = draw(films=60)
+    first, second = (metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 50, 3)["a"] for _ in range(2))
+    assert np.array_equal(first, second)
+    rare = metrics.bootstrap({"a": metrics.auroc}, [1, 0, 0], [0.9, 0.1, 0.5], None, 200, 0)["a"]
+    assert 0 < rare.size < 200
+
+
+def test_perfect_separation_claims_no_interval():
+    labels, scores = [0] * 30 + [1] * 30, np.linspace(0, 1, 60)
+    draws = metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 100, 0)["a"]
+    assert metrics.percentile(draws) is None
+    assert metrics.delong_interval(labels, scores) is None
+    assert metrics.percentile(np.array([])) is None
+
+
+def test_the_interval_of_ece_is_moved_onto_the_estimate():
+    labels, scores = draw(films=300, digits=6)
+    ece = partial(metrics.ece, bins=10)
+    draws = metrics.bootstrap({"ece": ece}, labels, scores, None, 300, 0)["ece"]
+    low, high = metrics.percentile(draws, about=ece(labels, scores))
+    assert 0 <= low < ece(labels, scores) < high
+
+
+def test_a_thousand_resamples_of_five_thousand_films_take_seconds():
+    labels, scores = draw(films=5000, digits=6)
+    statistics = {s.__name__: s for s in (metrics.auroc, metrics.average_precision, metrics.brier, metrics.ece)}
+    start = time.perf_counter()
+    metrics.bootstrap(statistics, labels, scores, (np.arange(5000) // 2).astype(str), 1000, 0)
+    assert time.perf_counter() - start < 5  # measured: 0.3–0.9 s on one core
+
+
+@EXAMPLES
+@given(films, st.floats(0.1, 1), st.sampled_from(["sensitivity", "specificity"]))
+def test_thresholds_meet_their_target_and_no_further_one_does(rows, value, target):
+    labels, scores = split(rows)
+    assume(scores.max() < 1)
+    threshold = metrics.choose_threshold(labels, scores, target, value)
+    assert metrics.count(labels, scores >= threshold).rate(target) >= value - 1e-9
+    step = 1 / 40 if target == "sensitivity" else -1 / 40
+    stricter = [t for t in np.arange(41) / 40 + step / 2 if (t - threshold) * step > 1 / 1600]
+    beyond = [metrics.count(labels, scores >= t) for t in stricter]
+    here = metrics.count(labels, scores >= threshold)
+    assert all(c == here or c.rate(target) < value for c in beyond)
+
+
+@EXAMPLES
+@given(films)
+def test_the_balanced_threshold_has_the_greatest_youden_index(rows):
+    labels, scores = split(rows)
+    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    counts = metrics.count(labels, scores >= metrics.choose_threshold(labels, scores, "balanced"))
+    assert counts.rate("sensitivity") + counts.rate("specificity") - 1 == pytest.approx((tpr - fpr)[1:].max())
+
+
+def test_a_threshold_lies_midway_between_scores():
+    labels, scores = [0, 0, 1, 1], [0.1, 0.3, 0.7, 0.9]
+    assert metrics.choose_threshold(labels, scores, "sensitivity", 1.0) == pytest.approx(0.5)
+    assert metrics.choose_threshold(labels, scores, "sensitivity", 0.5) == pytest.approx(0.8)
+    assert metrics.choose_threshold(labels, scores, "specificity", 1.0) == pytest.approx(0.5)
+    assert metrics.choose_threshold(labels, scores, "specificity", 0.5) == pytest.approx(0.2)
+    above = np.nextafter(0.3, 1)
+    assert metrics.choose_threshold([0, 1], [0.3, above], "sensitivity", 1.0) == above
+
+
+def test_an_impossible_target_says_so():
+    with pytest.raises(ValueError, match="normal films have probability 1"):
+        metrics.choose_threshold([0, 1], [1.0, 0.5], "specificity", 1.0)
+    with pytest.raises(ValueError, match="needs validation films"):
+        metrics.choose_threshold([0, 0], [0.1, 0.5], "sensitivity")
+
+
+@EXAMPLES
+@given(films, st.floats(0.1, 60))
+def test_temperature_keeps_the_order_and_never_raises_the_likelihood_loss(rows, scale):
+    labels, scores = split(rows)
+    margins = (scores - 0.5) * scale
+    temperature = metrics.fit_temperature(margins, labels)
+
+    def loss(t):
+        return np.logaddexp(0, -(2 * labels - 1) * margins / t).mean()
+
+    assert 0.05 <= temperature <= 20
+    assert loss(temperature) <= min(loss(t) for t in (0.05, 0.3, 1, 1.7, 20)) + 1e-9
+    assert np.array_equal(np.argsort(margins, kind="stable"), np.argsort(margins / temperature, kind="stable"))
+
+
+def test_temperature_finds_the_scale_of_the_logits():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, 40_000)
+    labels = (generator.random(40_000) < 1 / (1 + np.exp(-logits))).astype(int)
+    assert metrics.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.03)
+
+
+def test_predictive_values_by_bayes_rule():
+    ppv, npv = metrics.ppv_npv(PAPER.rate("sensitivity"), PAPER.rate("specificity"), 0.5)
+    assert (ppv, npv) == pytest.approx((PAPER.rate("precision"), PAPER.rate("npv")))
+    assert metrics.ppv_npv(0.9, 0.9, 0.01)[0] == pytest.approx(0.0833, abs=1e-4)
+    assert metrics.ppv_npv(0.0, 1.0, 0.3) == (None, pytest.approx(0.7))
+    assert metrics.ppv_npv(1.0, 0.0, 0.3) == (pytest.approx(0.3), None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0.5], "two vectors"),
+        ([0, 2], [0.5, 0.5], "only 1"),
+        ([0, 1], [0.5, np.nan], "finite"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(labels, scores, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.auroc(labels, scores)
+
+
+def test_probabilities_outside_their_range_are_refused():
+    with pytest.raises(ValueError, match="0–1"):
+        metrics.ece([0, 1], [0.5, 1.5])
