@@ -222,8 +222,9 @@ def run(arguments: list[str]) -> int:
             path = Path(arguments[1])
             data = read_job(path)
             _unknown(data, Job, "", path)
-            Job.model_validate(data)  # the sections that this verb does not read are checked as well
             source = f"{path}: "
+            Job.model_validate(data)  # the sections that this verb does not read are checked as well
+            source = ""
             read = {name: data[name] for name in _sections(arguments[0]) if name in data}
             app.config = cyclopts.config.Dict(read, source=str(path), use_commands_as_keys=False)
         else:

@@ -309,7 +309,7 @@ class Job(Section):
     training: Training = Training()
     screening: Screening = Screening()
     evaluation: Evaluation = Evaluation()
-    output: Output = Output()
+    output: Output = Field(default_factory=Output)
     cluster: Cluster = Cluster()
     bench: Bench = Bench()
     demo: Demo = Demo()

@@ -75,7 +75,7 @@ def list_files(uri: str) -> Iterator[File]:
     """Yields every file below a folder or prefix, hidden ones (a part beginning with . or _) left out."""
     where, root = filesystem(uri)
     for info in where.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True)):
-        path = info.path[len(root) :].lstrip("/")
+        path = info.path.lstrip("/")[len(root.lstrip("/")) :].lstrip("/")
         if info.type == fs.FileType.File and not any(part[0] in "._" for part in path.split("/")):
             yield File(path, info.size)
 

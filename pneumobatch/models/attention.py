@@ -41,12 +41,18 @@ class SideBranchAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Returns the feature map with what the side branches add to it."""
         u = F.relu(self.branches_norm(self.branches(x_BCHW)))
-        u = F.relu(self.reduce_norm(self.reduce(u)))
         height, width = x_BCHW.shape[-2:]
-        # An even side lost a half pixel to the stride and needs it back; an odd one restores as it is.
-        u = F.conv_transpose2d(
-            u, self.restore.weight, self.restore.bias, 2, 1, (1 - height % 2, 1 - width % 2)
-        )
+        # On a single pixel a stride means nothing, and a restoring kernel meets it with its centre alone. Said to
+        # oneDNN as strided convolutions, it leaves bf16 weight gradients uninitialised, and the network becomes NaN.
+        single = height == width == 1
+        u = F.conv2d(u, self.reduce.weight, None, 1 if single else 2, 1, 1, 2)
+        u = F.relu(self.reduce_norm(u))
+        if single:
+            u = F.conv2d(u, self.restore.weight[:, :, 1:2, 1:2].transpose(0, 1), self.restore.bias)
+        else:
+            # An even side lost a half pixel to the stride and needs it back; an odd one restores as it is.
+            odd = (1 - height % 2, 1 - width % 2)
+            u = F.conv_transpose2d(u, self.restore.weight, self.restore.bias, 2, 1, odd)
         return x_BCHW + self.final(x_BCHW + u)
 
 

@@ -27,7 +27,7 @@ from pneumobatch.models.bundle import Bundle
 from pneumobatch.tables import Status
 
 FLUSH_ROWS = 4096
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 2.0
 """A part is written when so many rows have come or so long has passed: what a kill can lose."""
 
 _TRANSIENT = ("unreadable", "missing")
@@ -151,6 +151,7 @@ class Run:
             "finished_at": datetime.now(UTC).isoformat(),
             "counts": {"catalogued": len(self.catalogue), **{status.value: counts[status] for status in Status}},
             "predictions": [path],
+            "bundle": self.pin["plan"]["bundle"],
             "threshold": self.bundle.threshold,
             "weights_sha256": self.bundle.weights_sha256,
             **facts,

@@ -162,6 +162,8 @@ class Trainer:
         summed = torch.stack([total, torch.tensor(float(seen), device=self.device)])
         if self.shard.world > 1:
             dist.all_reduce(summed)
+        if not torch.isfinite(summed).all():
+            raise RuntimeError(f"the loss is no number in epoch {self.epoch + 1}: lower training.learning_rate")
         seconds = time.perf_counter() - started
         return {
             "train_loss": float(summed[0] / summed[1]),

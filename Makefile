@@ -1,0 +1,37 @@
+# make demo   the whole way on synthetic films        make test   the test suite
+# make style  format, lint, types, import floors       make check  style and tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check style clean
+
+demo: $(STAMP)
+	$(BIN)/pneumobatch demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: style test
+
+style: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# uv installs several times faster; pip is there on every machine.
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then \
+		uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo outputs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

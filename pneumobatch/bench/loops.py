@@ -1,0 +1,222 @@
+"""Whole loops, from files to probabilities: what a user would write, what an expert would, and this pipeline.
+
+All are measured in steady state, by `steady`, from the moments at which batches or blocks arrive.
+"""
+
+import io
+import tempfile
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from pneumobatch import cluster, tables
+from pneumobatch.archive import fetch
+from pneumobatch.archive.pixels import decode
+from pneumobatch.bench.measurements import Facts, Ready, device, model, network_of, repeated
+from pneumobatch.bench.processes import Request
+from pneumobatch.config import Output
+from pneumobatch.models import bundle as bundles
+from pneumobatch.models.networks import GREY_MEAN, GREY_STD
+from pneumobatch.screening import pipeline as screening
+from pneumobatch.screening.runs import Run
+from pneumobatch.screening.scorer import Plan, Scorer
+
+STEADY_BLOCKS = 8
+"""Blocks (or batches) for every one in flight that a loop gets at least: five of them are measured."""
+
+
+def steady(arrivals: list[tuple[float, int]], in_flight: int) -> float | None:
+    """Images/s in steady state, from (moment in seconds, images) of each block's arrival.
+
+    Blocks arrive in bursts of up to W = `in_flight`. Counted are those between the arrival of block 2 W, by when every
+    worker has delivered, and that of the last but W, until when none has run dry: whether workers keep step or not,
+    whole turns are counted. Shorter series leave out their first third and last sixth.
+
+    Returns:
+        None where the series is shorter than three turns: it has no steady state.
+    """
+    blocks = len(arrivals)
+    if blocks < 3 * in_flight:
+        return None
+    first = min(2 * in_flight - 1, blocks // 3)
+    last = blocks - 1 - min(in_flight, blocks // 6)
+    if last <= first or arrivals[last][0] <= arrivals[first][0]:
+        return None
+    return sum(images for _, images in arrivals[first + 1 : last + 1]) / (arrivals[last][0] - arrivals[first][0])
+
+
+def _rates(started: float, arrivals: list[tuple[float, int]], in_flight: int) -> Facts:
+    whole = sum(images for _, images in arrivals) / (arrivals[-1][0] - started)
+    rate = steady(arrivals, in_flight)
+    return {"rate": whole, "whole_rate": whole} if rate is None else {"rate": rate, "whole_rate": whole, "steady": rate}
+
+
+def _bytes(uri: str) -> bytes:
+    data = fetch.fetch(uri)
+    if isinstance(data, OSError):  # it could be read when the bench began
+        raise RuntimeError(f"{uri} cannot be read any more: {data}")
+    return data
+
+
+class _Films(Dataset[Tensor]):
+    """The usual dataset: PIL to RGB, then torchvision's transforms."""
+
+    def __init__(self, uris: list[str], size: int) -> None:
+        self.uris = uris
+        normalize = transforms.Normalize((GREY_MEAN,) * 3, (GREY_STD,) * 3)
+        self.transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), normalize])
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture: Tensor = self.transform(Image.open(io.BytesIO(_bytes(self.uris[index]))).convert("RGB"))
+        return picture
+
+
+def _opens(uri: str) -> bool:
+    try:
+        Image.open(io.BytesIO(_bytes(uri))).close()
+    except UnidentifiedImageError:  # PIL reads no DICOM; the plain loop does without it
+        return False
+    return True
+
+
+def plain(request: Request, ready: Ready) -> Facts:
+    """The loop that a user would write: Dataset, DataLoader with a worker a CPU, fp32, torch's own threads.
+
+    Films that PIL cannot open (DICOM) are left out, and the others repeated the more.
+    """
+    uri, bundle = model(request)
+    opening = [uri for uri in request.uris if _opens(uri)]
+    if not opening:
+        raise ValueError("archive.uri: PIL opens none of the images, so there is no plain loop to compare with")
+    batch = request.job.screening.batch_size
+    images = max(request.images, 3 * request.threads * batch)
+    films = repeated(request.model_copy(update={"uris": tuple(opening)}), images)["uri"].to_pylist()
+    network = bundles.load_network(uri, bundle).backbone.to(device()).eval()
+    loader = DataLoader(_Films(films, bundle.preprocessing.image_size), batch, num_workers=request.threads)
+    ready()
+    started, arrivals = time.perf_counter(), []
+    with torch.no_grad():
+        for pictures in loader:
+            torch.softmax(network(pictures.to(device())), 1)[:, 1].cpu()
+            arrivals.append((time.perf_counter(), len(pictures)))
+    return _rates(started, arrivals, request.threads)
+
+
+def tuned(request: Request, ready: Ready) -> Facts:
+    """The best of one process by hand: this package's decoder and network, threads, a bounded queue, nothing else.
+
+    Either threads decode ahead for one that scores on all cores, or (`alike`) every thread decodes and scores on its
+    own core; neither checks, records or survives anything. A compiled network holds Python's lock while it runs, so
+    that only the first way is of use with it: cores decode together, then score together.
+    """
+    config, (_, bundle) = request.job, model(request)
+    size, batch, ages = bundle.preprocessing.image_size, config.screening.batch_size, bundle.validated_age_years
+    torch.set_num_threads(1 if request.alike else request.threads)
+    local = threading.local()
+
+    def films(uris: list[str]) -> Tensor:
+        pictures = []
+        for uri in uris:
+            film = decode(
+                _bytes(uri), uri, size, max_pixels=config.archive.max_pixels, gate=config.screening.gate, ages=ages
+            )
+            pictures.append(film.pixels)
+        return torch.from_numpy(np.stack(pictures))
+
+    def probabilities(films_BSS: Tensor) -> Tensor:
+        if not hasattr(local, "logits"):
+            local.logits = network_of(request)
+        logits_B2: Tensor = local.logits(films_BSS).float()
+        return torch.softmax(logits_B2 / bundle.temperature, 1)[:, 1].cpu()
+
+    batches = max(-(-request.images // batch), STEADY_BLOCKS * request.threads)
+    uris = repeated(request, batches * batch)["uri"].to_pylist()
+    if not request.alike:
+        probabilities(torch.zeros(batch, size, size, dtype=torch.uint8))
+    ready()
+    started, arrivals = time.perf_counter(), []
+    with ThreadPoolExecutor(request.threads) as pool:
+        work = (uris[start : start + batch] for start in range(0, len(uris), batch))
+        step = (lambda part: probabilities(films(part))) if request.alike else films
+        queue: deque[Future[Tensor]] = deque(pool.submit(step, part) for part in islice(work, 2 * request.threads))
+        while queue:
+            done = queue.popleft().result()
+            if not request.alike:
+                probabilities(done)
+            arrivals.append((time.perf_counter(), batch))
+            queue.extend(pool.submit(step, part) for part in islice(work, 1))
+    return _rates(started, arrivals, 2 * request.threads)
+
+
+class NullScorer(Scorer):
+    """A scorer whose network costs nothing: every film has probability 0.5."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.bundle = bundles.load(plan.bundle)
+        self.size = self.bundle.preprocessing.image_size
+        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
+        self.logits = lambda films_BSS: torch.zeros(len(films_BSS), 2)
+
+
+def pipeline(request: Request, _: Ready) -> Facts:
+    """This package, from the start of the process to published predictions in a temporary folder.
+
+    `rate` is that of the steady state, `whole_rate` that of the run from the engine's start to its end; `first` are the
+    seconds from the start of the process to the first prediction, `imports` and `engine` their parts.
+    """
+    imported = time.monotonic()
+    if request.null_network:
+        vars(screening)["Scorer"] = NullScorer  # this process does nothing else
+    uri, bundle = model(request)
+    arrivals: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = request.job.screening.model_copy(update={"run_id": "bench"})
+        job = request.job.model_copy(update={"screening": config, "output": Output(uri=folder)})
+        started = time.monotonic()
+        with cluster.engine(job.cluster) as resources:
+            running = time.monotonic()
+            in_flight = int(max(resources.cpus, config.scorers, 1))
+            least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
+            films = _catalogue(repeated(request, max(request.images, least)))
+            plan = screening._plan(config, uri, bundle, resources.gpus > 0, len(films))
+            run = Run(job, bundle, films, asdict(plan))
+            for rows in screening.score(job, bundle, plan, run.begin(), resources):
+                run.stage(rows)
+                arrivals.append((time.monotonic(), len(rows)))
+            run.publish(run.reconcile(), {})
+            ended = time.monotonic()
+    return {
+        **_rates(started, arrivals, in_flight),
+        "whole_rate": len(films) / (ended - started),
+        "seconds": ended - started,
+        "images": float(len(films)),
+        "cpus": float(resources.cpus),
+        "imports": imported - request.spawned,
+        "engine": running - started,
+        "first": arrivals[0][0] - request.spawned,
+    }
+
+
+def _catalogue(rows: pa.Table) -> pa.Table:
+    """Gives rows the catalogue's other columns, empty."""
+    schema = tables.catalog_schema([])
+    known: dict[str, Any] = {name: rows[name] for name in rows.column_names}
+    return pa.table(
+        [known.get(name, pa.nulls(len(rows), schema.field(name).type)) for name in schema.names], schema=schema
+    )

@@ -1,0 +1,158 @@
+"""Catalogue: ids, labels, patients, Parquet archives and manifests, what may be written."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pneumobatch.archive import catalog, fetch
+from pneumobatch.archive.labels import SITE_KEY
+from pneumobatch.config import Archive
+
+
+def _png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((40, 40), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    names = {
+        "NORMAL/IM-0001-0001.png": 1,
+        "NORMAL/NORMAL2-IM-0001-0002-0001.png": 2,
+        "PNEUMONIA/person7_bacteria_1.png": 3,
+        "PNEUMONIA/person7_bacteria_2.png": 3,
+        "PNEUMONIA/person7_virus_9.png": 4,
+        "other.png": 5,
+    }
+    for name, value in names.items():
+        path = tmp_path / "films" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(value))
+    return tmp_path / "films"
+
+
+def test_class_folders_patients_and_etiology(folder: Path) -> None:
+    table = catalog.build(Archive(uri=str(folder)))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert {name: row["label"] for name, row in rows.items()} == {
+        "IM-0001-0001.png": 0,
+        "NORMAL2-IM-0001-0002-0001.png": 0,
+        "person7_bacteria_1.png": 1,
+        "person7_bacteria_2.png": 1,
+        "person7_virus_9.png": 1,
+        "other.png": None,
+    }
+    # reading 6: the bare number is reused across etiologies, and NORMAL2 is another series than IM
+    assert rows["person7_bacteria_1.png"]["patient"] == rows["person7_bacteria_2.png"]["patient"]
+    assert len({row["patient"] for row in rows.values() if row["patient"]}) == 4
+    assert rows["person7_virus_9.png"]["etiology"] == "viral"
+
+
+def test_ids_are_stable_when_the_archive_moves(folder: Path, tmp_path: Path) -> None:
+    before = catalog.build(Archive(uri=str(folder)))["image_id"].to_pylist()
+    folder.rename(tmp_path / "moved")
+    assert catalog.build(Archive(uri=str(tmp_path / "moved")))["image_id"].to_pylist() == before
+
+
+def test_byte_identical_images_are_recognised(folder: Path) -> None:
+    table = catalog.find_duplicates(catalog.build(Archive(uri=str(folder))))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert rows["person7_bacteria_2.png"]["duplicate_of"] == rows["person7_bacteria_1.png"]["image_id"]
+    assert table["duplicate_of"].null_count == len(table) - 1
+
+
+def test_include_and_exclude(folder: Path) -> None:
+    table = catalog.build(Archive(uri=str(folder), include=("PNEUMONIA/*",), exclude=("*virus*",)))
+    assert len(table) == 2
+    with pytest.raises(ValueError, match="no file that archive.include"):
+        catalog.build(Archive(uri=str(folder), include=("*.dcm",)))
+
+
+def test_a_label_table_decides_and_pending_is_unknown(folder: Path) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text("uri,label,patient,sex,secret\nother.png,PNEUMONIA,p1,F,x\nIM-0001-0001,pending,,M,y\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert rows["other.png"]["label"] == 1
+    assert rows["other.png"]["sex"] == "F"
+    assert rows["IM-0001-0001.png"]["label"] is None
+    assert rows["person7_virus_9.png"]["label"] is None  # not in the table: unknown, whatever its folder says
+    assert "secret" not in table.column_names
+    assert "labels.csv" not in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\nother.png,1\n", "archive.key_column: .* has no column 'uri'"),
+        ("uri,class\nother.png,1\n", "archive.label_column: .* has no column 'label'"),
+        ("uri,label\nother.png,maybe\n", "'maybe' is no class"),
+        ("uri,label\nelse.png,1\n", "no row fits an image"),
+    ],
+)
+def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, message: str) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        catalog.build(Archive(uri=str(folder), labels=str(labels)))
+
+
+def test_parquet_with_bytes(tmp_path: Path) -> None:
+    images = [_png(value) for value in range(7)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=3)
+    table = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))
+    assert list(fetch.fetch_many(table["uri"].to_pylist())) == images
+    assert catalog.build(Archive(uri=str(tmp_path)))["image_id"].equals(table["image_id"])
+
+
+def test_parquet_manifest_stays_inside_its_roots(folder: Path) -> None:
+    manifest = folder / "manifest.parquet"
+    pq.write_table(pa.table({"uri": ["other.png", str(folder / "NORMAL/IM-0001-0001.png")]}), manifest)
+    table = catalog.build(Archive(uri=str(manifest)))
+    assert all(isinstance(data, bytes) for data in fetch.fetch_many(table["uri"].to_pylist()))
+    for outside in ("../secret.png", "/etc/passwd", "NORMAL/../../x.png", "s3://other/x.png"):
+        pq.write_table(pa.table({"uri": [outside]}), manifest)
+        with pytest.raises(ValueError, match="outside the archive's folder"):
+            catalog.build(Archive(uri=str(manifest)))
+    pq.write_table(pa.table({"uri": ["/etc/passwd"]}), manifest)
+    assert len(catalog.build(Archive(uri=str(manifest), roots=("/etc",)))) == 1
+
+
+def test_what_is_written_holds_no_patient_of_a_label_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text("uri,label,patient\nother.png,1,Doe^Jane\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    monkeypatch.delenv(SITE_KEY, raising=False)
+    assert "Doe" not in str(catalog.publishable(table).to_pydict())
+    row = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)
+    assert row["patient"] is None
+    monkeypatch.setenv(SITE_KEY, "secret")
+    first = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)["patient"]
+    monkeypatch.setenv(SITE_KEY, "other")
+    second = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)["patient"]
+    assert first != second
+    assert len(first) == 32
+
+
+def test_paths_are_kept_unless_there_is_dicom(folder: Path) -> None:
+    table = catalog.build(Archive(uri=str(folder)))
+    assert catalog.publishable(table)["uri"].null_count == 0
+    (folder / "x.dcm").write_bytes(b"")
+    table = catalog.build(Archive(uri=str(folder)))
+    assert catalog.publishable(table)["uri"].null_count == len(table)
+    assert catalog.publishable(table, keep_uri=True)["uri"].null_count == 0
+
+
+@pytest.mark.shared
+def test_kermany(shared: Path) -> None:
+    table = catalog.find_duplicates(catalog.build(Archive(uri=str(shared / "kermany"))))
+    assert len(table) == 5216
+    assert table["label"].to_pylist().count(1) == 3875
+    assert table["patient"].null_count == 0
+    assert len(table) - table["duplicate_of"].null_count == 26

@@ -1,0 +1,76 @@
+"""Bundles: round trip, tampering, and where they are found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pneumobatch.models import bundle as bundles
+from pneumobatch.models import scoring
+
+Make = Callable[..., bundles.Bundle]
+
+
+def test_round_trip(tmp_path: Path, make_bundle: Make) -> None:
+    made = make_bundle(str(tmp_path))
+    assert bundles.load(str(tmp_path)) == made
+    assert made.model_id.startswith("attention_resnet18-")
+    network = bundles.load_network(str(tmp_path), made)
+    assert not network.training
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["CARD.md", "bundle.json", "history.parquet", "model.safetensors"]
+    assert made.model_id in (tmp_path / "CARD.md").read_text()
+
+
+def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bundle: Make) -> None:
+    make_bundle(str(tmp_path / "a"))
+    make_bundle(str(tmp_path / "b"), seed=1)
+    path = tmp_path / "a" / "bundle.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "threshold": 0.9}))
+    with pytest.raises(ValueError, match="was changed"):
+        bundles.load(str(tmp_path / "a"))
+    path.write_text(json.dumps(content))
+    (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="not the file that bundle.json was written for"):
+        bundles.load_network(str(tmp_path / "a"), bundles.load(str(tmp_path / "a")))
+
+
+def test_a_training_output_stands_for_its_only_bundle(tmp_path: Path, make_bundle: Make) -> None:
+    make_bundle(str(tmp_path / "bundles" / "one"))
+    assert bundles.locate(str(tmp_path)) == str(tmp_path / "bundles" / "one")
+    make_bundle(str(tmp_path / "bundles" / "two"))
+    with pytest.raises(ValueError, match=r"several \(one, two\)"):
+        bundles.locate(str(tmp_path))
+    with pytest.raises(ValueError, match="no bundle.json"):
+        bundles.locate(str(tmp_path / "bundles"))
+
+
+def test_scoring_in_bf16_agrees_with_fp32(bundle_uri: str) -> None:
+    bundle = bundles.load(bundle_uri)
+    films = torch.randint(0, 256, (4, 64, 64), dtype=torch.uint8)
+    device = torch.device("cpu")
+    exact = scoring.eager(bundle_uri, bundle, "fp32", device)(films)
+    rough = scoring.eager(bundle_uri, bundle, "bf16", device)(films)
+    assert exact.dtype == rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.05)
+
+
+def test_compiled_network_agrees_and_is_cached(
+    bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scoring.compiler() is None:
+        pytest.skip("no C++ compiler is here")
+    monkeypatch.setenv("PNEUMOBATCH_CACHE", str(tmp_path))
+    bundle = bundles.load(bundle_uri)
+    films = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
+    device = torch.device("cpu")
+    path = scoring.compiled_path(bundle, "fp32", 2, device)
+    assert not path.exists()
+    first = scoring.compiled(bundle_uri, bundle, "fp32", 2, device)(films)
+    assert path.exists()
+    torch.testing.assert_close(first, scoring.eager(bundle_uri, bundle, "fp32", device)(films), rtol=1e-3, atol=1e-4)
+    written = path.stat().st_mtime_ns
+    assert torch.equal(scoring.compiled(bundle_uri, bundle, "fp32", 2, device)(films), first)
+    assert path.stat().st_mtime_ns == written

@@ -1,0 +1,138 @@
+"""Networks: identity at the start, odd sizes, switches, gradients, the zoo, and their cost."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pneumobatch.config import Network
+from pneumobatch.models.attention import GatedAttention, SideBranchAttention, attention
+from pneumobatch.models.networks import build, cost
+
+SWITCHES = [(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)]
+
+
+@pytest.mark.parametrize("name", ["attention_resnet18", "attention_resnet50"])
+@pytest.mark.parametrize("size", [33, 64, 97])
+def test_attention_starts_identical_to_the_plain_backbone(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    network = build(Network(name=name, image_size=size)).eval()
+    plain = build(Network(name=name.removeprefix("attention_"))).eval()
+    missing, unexpected = plain.load_state_dict(network.state_dict(), strict=False)
+    assert not missing
+    assert unexpected  # the attention's own weights
+    x = torch.rand(2, 1, size, size)
+    assert torch.equal(network(x), plain(x))
+
+
+@pytest.mark.parametrize(("side", "channel", "spatial"), SWITCHES)
+def test_each_part_is_a_switch_and_learns(side: bool, channel: bool, spatial: bool) -> None:
+    torch.manual_seed(0)
+    block = attention(16, side_branches=side, channel_gate=channel, spatial_gate=spatial)
+    assert len(list(block.children())) == side + (channel or spatial)
+    if not len(block):
+        return
+    for parameter in block.parameters():  # away from the zero start, where later layers hide earlier ones
+        nn.init.normal_(parameter, std=0.5) if parameter.ndim > 1 else nn.init.constant_(parameter, 0.1)
+    x = torch.randn(3, 16, 7, 9)
+    block(x).square().mean().backward()
+    silent = [name for name, p in block.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@given(st.integers(1, 21), st.integers(1, 21))
+@settings(max_examples=40, deadline=None)
+def test_side_branches_restore_every_size(height: int, width: int) -> None:
+    block = SideBranchAttention(8, 4, 8).eval()
+    assert block(torch.randn(1, 8, height, width)).shape == (1, 8, height, width)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_bf16_gradients_agree_with_fp32_on_maps_of_any_size(size: int) -> None:
+    torch.manual_seed(0)
+    block = SideBranchAttention(64, 8, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nn.init.normal_(block.final.weight)
+    x = torch.randn(16, 64, size, size)
+    gradients = []
+    for half in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            block(x).float().square().mean().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in block.named_parameters()})  # type: ignore[union-attr]
+    for name, exact in gradients[0].items():
+        error = (gradients[1][name] - exact).norm() / exact.norm().clamp_min(1e-3)
+        assert error < 0.1, (name, float(error))
+
+
+def test_side_branches_equal_two_separate_branches() -> None:
+    torch.manual_seed(0)
+    block = SideBranchAttention(6, 4, 1).eval()
+    nn.init.normal_(block.final.weight)
+    x = torch.randn(2, 6, 9, 10)
+    total = x.clone()
+    for branch in range(2):
+        part = slice(4 * branch, 4 * branch + 4)
+        u = torch.conv2d(x, block.branches.weight[part], padding=1) / (1 + block.branches_norm.eps) ** 0.5
+        u = torch.conv2d(u.relu(), block.reduce.weight[part], stride=2, padding=1) / (1 + block.reduce_norm.eps) ** 0.5
+        total += torch.conv_transpose2d(u.relu(), block.restore.weight[part], None, 2, 1, (0, 1))
+    assert block.restore.bias is not None
+    expected = x + block.final(total + block.restore.bias.reshape(1, -1, 1, 1))
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gates_equal_fusing_the_concatenated_maps() -> None:
+    torch.manual_seed(0)
+    block = GatedAttention(16, channel_gate=True, spatial_gate=True).eval()
+    nn.init.normal_(block.fuse.weight)
+    assert block.squeeze and block.excite and block.fuse_channel and block.fuse_spatial
+    x = torch.randn(2, 16, 8, 8)
+    channel = torch.sigmoid(block.excite(block.squeeze(x.mean((2, 3), keepdim=True)).relu()))
+    joined = torch.cat([x * channel, x * block.spatial_map(x)], 1)
+    kernel = torch.cat([block.fuse_channel.weight, block.fuse_spatial.weight], 1)
+    torch.testing.assert_close(block(x), x + block.fuse(torch.conv2d(joined, kernel)), rtol=1e-4, atol=1e-4)
+
+
+def test_side_branch_net_is_literal() -> None:
+    config = Network(name="side_branch_net", image_size=32)
+    network = build(config).eval()
+    assert network(torch.rand(2, 1, 37, 32)).shape == (2, 2)
+    parameters, _ = cost(network, 32)
+    _, plain = cost(build(config.model_copy(update={"side_branches": False, "channel_gate": False})), 32)
+    one_convolution = 64 * 64 * 9 * 32 * 32
+    assert plain >= 8 * one_convolution
+    assert parameters > 1_000_000
+    assert 64 * 64 * 9 * 512 * 512 / 1e9 == pytest.approx(9.66, abs=0.01)  # what its help text says
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "giga"),
+    [("resnet50", 23.5, 4.09), ("attention_resnet50", 33.4, 5.00), ("attention_resnet18", 11.8, 1.91)],
+)
+def test_cost(name: str, millions: float, giga: float) -> None:
+    parameters, multiply_adds = cost(build(Network(name=name)), 224)
+    assert parameters / 1e6 == pytest.approx(millions, rel=0.01)
+    assert multiply_adds / 1e9 == pytest.approx(giga, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm/efficientnet_b2", "timm/resnetv2_50x1_bit", "timm/swin_tiny_patch4_window7_224", "timm/inception_resnet_v2"],
+)
+def test_the_zoo_builds_at_another_size(name: str) -> None:
+    network = build(Network(name=name, image_size=96)).eval()
+    with torch.inference_mode():
+        assert network(torch.rand(1, 1, 96, 96)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Network(name="resnet19"), "network.name: 'resnet19' is no network"),
+        (Network(name="timm/resnet5"), "timm has no 'resnet5'; near: "),
+        (Network(name="side_branch_net", weights="pretrained"), "no pretrained weights"),
+    ],
+)
+def test_unknown_networks_are_named(config: Network, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(config)

@@ -1,0 +1,80 @@
+"""The command line: exit codes, messages, precedence, and its start-up time's cause."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pneumobatch import cli
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    code = "import sys; from pneumobatch import cli; cli.run(['train', '--help']); print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--training.epochs" in done.stdout
+    assert "range: >= 1" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["catalog", "train", "screen", "evaluate", "demo", "bench", "doctor"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([verb, "--help"]) == 0
+    assert f"pneumobatch {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--network.nam", "x"], "Did you mean --network.name?"),
+        (["train", "--training.epochs", "0"], "training.epochs: Input should be greater than or equal to 1 (got '0')"),
+        (["trian"], 'Did you mean "train"?'),
+        (["screen"], "screening.bundle is missing"),
+        (["catalog"], "archive.uri is missing"),
+        (["catalog", "--archive.uri", "/nowhere/at/all"], "archive.uri: /nowhere/at/all does not exist"),
+        (["screen", "--screening.bundle", "/nowhere", "--archive.uri", "/"], "/nowhere holds no bundle.json"),
+        (["train", "/nowhere.toml"], "/nowhere.toml: no such job file"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_the_remedy(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[trainin]\nepochs = 1\n", "unknown key trainin; did you mean training?"),
+        ("[training]\nepoch = 1\n", "unknown key training.epoch; did you mean training.epochs?"),
+        ("[screening.gate]\nview = []\n", "unknown key screening.gate.view; did you mean screening.gate.views?"),
+        ("training = 1\n", "training is a section"),
+        ("[training]\nepochs = 0\n", "training.epochs: Input should be greater than or equal to 1 (got 0)"),
+    ],
+)
+def test_a_wrong_job_file_is_named_with_the_key(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    assert cli.run(["screen", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(path) in error
+
+
+def test_catalog_writes_one_row_an_image_and_flags_win_over_the_file(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], planted: dict[str, int]
+) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(f"[archive]\nuri = {json.dumps(str(films))}\n[output]\nuri = '/nowhere/writable'\n[bench]\nimages = 3\n")
+    assert cli.run(["catalog", str(job), "--output.uri", str(tmp_path)]) == 0
+    table = pq.read_table(tmp_path / "catalog" / "catalog.parquet")
+    assert len(table) == sum(1 for path in films.rglob("*") if path.is_file())
+    assert len(set(table["image_id"].to_pylist())) == len(table)
+    assert len(table) - table["duplicate_of"].null_count >= planted["duplicate"]
+    assert table["uri"].null_count == len(table)  # there are DICOM files: no path leaves unless asked for
+    assert "byte-identical" in capsys.readouterr().out

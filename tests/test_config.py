@@ -1,0 +1,75 @@
+"""Configuration: precedence, presets, ranges, and every committed job file."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pneumobatch.config import Job, Section, read_job
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_committed_job_files_are_valid(path: Path) -> None:
+    job = Job.model_validate(read_job(path))
+    assert job != Job()
+
+
+def test_there_are_job_files() -> None:
+    assert JOBS
+
+
+def test_every_key_has_a_help_text_and_says_its_range() -> None:
+    def walk(model: type[Section], path: str) -> None:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                walk(field.annotation, f"{path}{name}.")
+            else:
+                assert field.description, f"{path}{name} has no help text"
+
+    walk(Job, "")
+    described = Job.model_fields["training"].annotation.model_fields["epochs"].description  # type: ignore[union-attr]
+    assert "range: >= 1" in str(described)
+
+
+def test_preset_paper_fills_only_what_was_not_given() -> None:
+    job = Job.model_validate({"training": {"preset": "paper", "epochs": 3}, "augmentation": {"flip": 0.5}})
+    assert job.training.epochs == 3
+    assert job.training.batch_size == 16
+    assert job.training.learning_rate == 5e-5
+    assert job.augmentation.flip == 0.5
+    assert job.augmentation.contrast == 0
+
+
+def test_unknown_keys_and_values_out_of_range_are_refused() -> None:
+    with pytest.raises(ValidationError, match="epoch"):
+        Job.model_validate({"training": {"epoch": 3}})
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Job.model_validate({"training": {"epochs": 0}})
+    with pytest.raises(ValidationError, match="least share first"):
+        Job.model_validate({"augmentation": {"crop_area": [0.9, 0.3]}})
+
+
+def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job.model_validate({"archive": {"uri": "films"}, "output": {"uri": "s3://bucket/out"}})
+    assert job.archive.uri == str(tmp_path / "films")
+    assert job.output.uri == "s3://bucket/out"
+    assert Job().output.uri == str(tmp_path / "outputs")
+
+
+@given(st.integers(1, 50))
+def test_workers_may_be_one_number_or_a_range(most: int) -> None:
+    assert Job.model_validate({"training": {"workers": most}}).training.workers == (most,)
+    assert Job.model_validate({"training": {"workers": [1, most]}}).training.workers == (1, most)
+
+
+def test_a_job_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.toml: no such job file"):
+        read_job(tmp_path / "gone.toml")
+    (tmp_path / "bad.toml").write_text("[training\n")
+    with pytest.raises(ValueError, match=r"bad\.toml: not a TOML job file"):
+        read_job(tmp_path / "bad.toml")

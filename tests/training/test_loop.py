@@ -1,0 +1,92 @@
+"""The worker's loop without an engine: equal shares, exact resume, the schedule."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pneumobatch.config import Job
+from pneumobatch.training.loop import Films, Shard, Trainer, learning_rate, measures
+
+
+def _films(count: int, size: int) -> Films:
+    rng = np.random.default_rng(0)
+    labels = torch.arange(count) % 2
+    pixels = rng.integers(0, 200, (count, size, size), dtype=np.uint8)
+    pixels[1::2, size // 3 : size // 2] += 55  # something to learn
+    places = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
+    return Films([pixels], places, labels)
+
+
+def _job(**training: Any) -> Job:
+    return Job.model_validate(
+        {
+            "network": {"name": "attention_resnet18", "image_size": 32},
+            "training": {"epochs": 4, "batch_size": 8, "warmup_epochs": 0.5, "ema_decay": 0.9, **training},
+        }
+    )
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 4), st.integers(0, 3))
+def test_ranks_share_every_batch_evenly(count: int, batch: int, world: int, epoch: int) -> None:
+    if count < world or batch < world:
+        return
+    batch = batch // world * world
+    ranks = [list(Shard(rank, world).batches(count, batch, 0, epoch)) for rank in range(world)]
+    alone = list(Shard(0, 1).batches(count, min(batch, count // world * world), 0, epoch))
+    assert len({len(rows) for rank in ranks for _, rows in rank}) == 1
+    for step, (_, whole) in enumerate(alone):
+        joined = torch.cat([rank[step][1] for rank in ranks])
+        assert sorted(joined.tolist()) == sorted(whole.tolist())
+    seen = [int(row) for rank in ranks for _, rows in rank for row in rows]
+    assert len(seen) == len(set(seen))
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one() -> None:
+    torch.set_num_threads(1)
+    films, job, device = _films(40, 36), _job(), torch.device("cpu")
+    whole = Trainer(job, (20, 20), device, Shard(0, 1))
+    part = Trainer(job, (20, 20), device, Shard(0, 1))
+    for trainer, epochs in ((whole, 4), (part, 2)):
+        for _ in range(epochs):
+            trainer.train_epoch(films)
+            trainer.epoch += 1
+    import io
+
+    resumed = Trainer(_job(), (20, 20), device, Shard(0, 1))
+    resumed.restore(torch.load(io.BytesIO(part.state()), weights_only=True))
+    for _ in range(2):
+        resumed.train_epoch(films)
+        resumed.epoch += 1
+    for name, tensor in whole.shipped().state_dict().items():
+        torch.testing.assert_close(resumed.shipped().state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_it_learns_and_validates_every_film_once() -> None:
+    job = _job(epochs=6)
+    films = _films(64, 32)
+    trainer = Trainer(job, (32, 32), torch.device("cpu"), Shard(0, 1))
+    losses = []
+    for _ in range(6):
+        losses.append(trainer.train_epoch(films)["train_loss"])
+        trainer.epoch += 1
+    logits = trainer.validate(films)
+    assert logits.shape == (64, 2)
+    found = measures(logits, films.labels, trainer.loss)
+    assert losses[-1] < losses[0]
+    assert found["auroc"] > 0.9
+    one_by_one = trainer.validate(Films(films.blocks, films.places[:3], films.labels[:3]))
+    np.testing.assert_allclose(one_by_one, logits[:3], rtol=0.05, atol=0.05)
+
+
+def test_schedules() -> None:
+    job = _job(epochs=10, warmup_epochs=1.0, learning_rate=1.0)
+    rates = [learning_rate(job, epoch / 10) for epoch in range(100)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.01, abs=0.01)
+    paper = Job.model_validate({"training": {"preset": "paper"}})
+    assert [learning_rate(paper, epoch) for epoch in (0, 4.9, 5, 10)] == pytest.approx([5e-5, 5e-5, 5e-6, 5e-7])

@@ -1,0 +1,133 @@
+"""Training end to end on a real local engine: bundle, two workers, a killed driver, a killed worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from pneumobatch import cluster
+from pneumobatch.config import Job
+from pneumobatch.models import bundle as bundles
+from pneumobatch.training.trainer import train
+
+pytestmark = pytest.mark.engine
+
+PLAN = {
+    "network.name": "attention_resnet18",
+    "network.image_size": 32,
+    "training.run_id": "run",
+    "training.epochs": 4,
+    "training.batch_size": 8,
+    "training.validation_fraction": 0.3,
+    "training.precision": "fp32",
+    "cluster.num_cpus": 2,
+}
+
+
+def job(films: Path, output: Path, **changes: Any) -> Job:
+    data: dict[str, Any] = {"archive": {"uri": str(films)}, "output": {"uri": str(output)}}
+    for key, value in {**PLAN, **changes}.items():
+        section, name = key.split(".")
+        data.setdefault(section, {})[name] = value
+    return Job.model_validate(data)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One worker, from the first epoch to the last."""
+    return train(job(films, tmp_path_factory.mktemp("undisturbed"))).uri
+
+
+def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
+    bundle = bundles.load(undisturbed)
+    bundles.load_network(undisturbed, bundle)
+    history = pq.read_table(Path(undisturbed) / "history.parquet")
+    assert history["epoch"].to_pylist() == [1, 2, 3, 4]
+    wanted = {"train_loss", "validation_loss", "accuracy", "sensitivity", "specificity", "auroc", "learning_rate"}
+    assert wanted | {"images_per_second"} <= set(history.column_names)
+    assert bundle.data["train"] + bundle.data["validation"] + bundle.data["left_out"] == sum(
+        1 for path in films.rglob("*") if path.is_file()
+    )
+    assert bundle.data["left_out"] >= 8  # planted defects and copies
+    assert bundle.metrics["sensitivity"] >= 0.95  # the threshold's target, on the fold it was fitted on
+    card = (Path(undisturbed) / "CARD.md").read_text()
+    assert "Research use only" in card
+    assert bundle.model_id in card
+
+
+def _weights(uri: str) -> dict[str, np.ndarray[Any, Any]]:
+    return load_file(Path(uri) / "model.safetensors")
+
+
+def test_a_killed_training_goes_on_and_reaches_the_same_weights(films: Path, tmp_path: Path, undisturbed: str) -> None:
+    command = [sys.executable, "-m", "pneumobatch", "train", "--archive.uri", str(films), "--output.uri", str(tmp_path)]
+    command += [word for key, value in PLAN.items() for word in (f"--{key}", str(value))]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "_staging" / "run" / "train" / "run"
+    deadline = time.monotonic() + 150
+    while not any(run.glob("checkpoint_manager_snapshot.json")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "bundles").exists()
+    resumed = train(job(films, tmp_path))
+    history = pq.read_table(Path(resumed.uri) / "history.parquet")
+    assert history["epoch"].to_pylist() == [1, 2, 3, 4]
+    expected, found = _weights(undisturbed), _weights(resumed.uri)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert resumed.bundle.threshold == pytest.approx(bundles.load(undisturbed).threshold, abs=1e-4)
+
+
+def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: Path, tmp_path: Path) -> None:
+    import threading
+
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        history = tmp_path / "_staging" / "run" / "history.json"
+        while not history.exists():
+            time.sleep(0.05)
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        if workers:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    thread = threading.Thread(target=kill_one_worker, daemon=True)
+    thread.start()
+    trained = train(job(films, tmp_path, **{"training.workers": 2, "training.epochs": 6}))
+    thread.join(timeout=5)
+    assert killed
+    assert pq.read_table(Path(trained.uri) / "history.parquet")["epoch"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
+    undisturbed: str, films: Path, tmp_path: Path
+) -> None:
+    output = Path(undisturbed).parents[1]
+    before = (Path(undisturbed) / "bundle.json").stat().st_mtime_ns
+    train(job(films, output))
+    assert (Path(undisturbed) / "bundle.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another configuration; choose another run_id"):
+        train(job(films, output, **{"training.epochs": 5}))
+
+
+def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for path in (films / "NORMAL").glob("*.jpeg"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="no film of .* has a label"):
+        train(job(folder, tmp_path))
