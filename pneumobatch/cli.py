@@ -1,4 +1,4 @@
-"""`pneumobatch VERB JOB.toml [--section.key value …]`: parses and validates first, and imports torch and ray afterwards.
+"""`pneumobatch VERB JOB.toml [--section.key value …]`: parses and validates first, imports torch and ray afterwards.
 
 Exit codes: 0 done; 1 the job failed; 2 wrong usage or configuration.
 """
@@ -152,7 +152,12 @@ def evaluate(
 
 @app.command
 def demo(
-    job_file: JobFile = None, /, *, demo: Demo = Demo(), output: Output = Output(uri="demo"), cluster: Cluster = Cluster()
+    job_file: JobFile = None,
+    /,
+    *,
+    demo: Demo = Demo(),
+    output: Output = Output(uri="demo"),
+    cluster: Cluster = Cluster(),
 ) -> None:
     """Write synthetic chest films, train on them, screen others, evaluate, and show where everything lies."""
     job = _job(demo=demo, output=output, cluster=cluster)
@@ -180,7 +185,12 @@ def bench(
 
 @app.command
 def doctor(
-    job_file: JobFile = None, /, *, network: Network = Network(), cluster: Cluster = Cluster(), output: Output = Output()
+    job_file: JobFile = None,
+    /,
+    *,
+    network: Network = Network(),
+    cluster: Cluster = Cluster(),
+    output: Output = Output(),
 ) -> int:
     """Say what the machine and the cluster offer, which decoders and precisions work, and what is wrong."""
     job = _job(network=network, cluster=cluster, output=output)

@@ -79,10 +79,9 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
         )
     _quiet()
     try:
-        total = ray.cluster_resources()
-        yield Resources(
-            cpus=total.get("CPU", 0), gpus=total.get("GPU", 0), nodes=len(ray.nodes()), local=not address
-        )
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
+        yield Resources(cpus=total.get("CPU", 0), gpus=total.get("GPU", 0), nodes=nodes, local=not address)
     finally:
         if started:
             ray.shutdown()

@@ -163,7 +163,9 @@ class Training(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto: bf16 where the hardware has it."""
     workers: Annotated[
-        tuple[Count, ...], Field(min_length=1, max_length=2), BeforeValidator(lambda n: (n,) if isinstance(n, int) else n)
+        tuple[Count, ...],
+        Field(min_length=1, max_length=2),
+        BeforeValidator(lambda n: (n,) if isinstance(n, int) else n),
     ] = (1,)
     """Ray Train workers (DDP ranks); two numbers, least and most, make training elastic."""
     use_gpu: bool | None = None
@@ -317,7 +319,11 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("training"), dict) and data["training"].get("preset") == "paper":
+        if (
+            isinstance(data, dict)
+            and isinstance(data.get("training"), dict)
+            and data["training"].get("preset") == "paper"
+        ):
             return {**data, **{name: {**values, **data.get(name, {})} for name, values in PAPER.items()}}
         return data
 

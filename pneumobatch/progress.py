@@ -18,9 +18,20 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
+Advance = Callable[[int, str], None]
+"""Called with what is done so far and a short note."""
+
+
 @contextmanager
-def track(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Yields a function to call with (done so far, a short note)."""
+def track(title: str, total: int, unit: str, *, every: float = LINE_SECONDS) -> Iterator[Advance]:
+    """Shows how far a piece of work is.
+
+    Args:
+        title: What is being done.
+        total: Units in all.
+        unit: What is counted.
+        every: Least seconds between two plain lines; the last one always comes.
+    """
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(),
@@ -28,13 +39,17 @@ def track(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], No
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
-        return
-    last = 0.0
 
-    def line(done: int, note: str = "") -> None:
+            def move(done: int, note: str) -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield move
+        return
+    last = float("-inf")
+
+    def line(done: int, note: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= LINE_SECONDS or done == total:
+        if time.monotonic() - last >= every or done == total:
             last = time.monotonic()
             say(f"{title}: {done}/{total} {unit}" + (f", {note}" if note else ""))
 

@@ -42,7 +42,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 def make_bundle() -> Callable[..., bundles.Bundle]:
     """Writes a bundle of an untrained network."""
 
-    def make(uri: str, *, size: int = 64, name: str = "attention_resnet18", seed: int = 0, **more: object) -> bundles.Bundle:
+    def make(
+        uri: str, *, size: int = 64, name: str = "attention_resnet18", seed: int = 0, **more: object
+    ) -> bundles.Bundle:
         torch.manual_seed(seed)
         config = Network(name=name, image_size=size)
         network = build(config)

@@ -3,17 +3,17 @@
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from pneumobatch.archive import phantoms
-from pneumobatch.bench import bench, report
+from pneumobatch.bench import _cases, bench, report
 from pneumobatch.bench.loops import steady
-from pneumobatch.bench.processes import Request, measure, watch
+from pneumobatch.bench.processes import Measured, Memory, Request, measure, watch
 from pneumobatch.config import Job
 
 SETUP = {
@@ -62,12 +62,18 @@ def test_the_network_is_measured_at_each_precision_and_last_as_the_pipeline_runs
 
 
 def test_memory_counts_a_process_its_children_and_what_they_share() -> None:
-    code = (
-        "import subprocess, sys; from multiprocessing.shared_memory import SharedMemory as S; s = S(create=True, size=64 << 20);"
-        "s.buf[:] = bytes(64 << 20); b = bytearray(32 << 20);"
-        "c = subprocess.Popen([sys.executable, '-c', 'b = bytearray(96 << 20); print(1, flush=True); input()'], stdin=subprocess.PIPE);"
-        "input(); c.communicate(b'x'); s.close(); s.unlink()"
-    )
+    code = """if True:
+        import subprocess, sys
+        from multiprocessing.shared_memory import SharedMemory
+        shared, own = SharedMemory(create=True, size=64 << 20), bytearray(32 << 20)
+        shared.buf[:] = bytes(64 << 20)
+        child = "b = bytearray(96 << 20); print(1, flush=True); input()"
+        child = subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE)
+        input()
+        child.communicate(b"x")
+        shared.close()
+        shared.unlink()
+    """
     with Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
@@ -90,32 +96,73 @@ def test_what_the_user_did_is_a_value_error_in_the_parent_too(tmp_path: Path) ->
 
 
 def test_a_process_that_dies_leaves_its_last_words() -> None:
-    with pytest.raises(RuntimeError, match="exit code 1: (?s:.*)KeyError: 'nonsense'"):
+    with pytest.raises(RuntimeError, match=r"exit code 1: (?s:.*)StopIteration"):
         measure(Request(job=Job(), measurement="nonsense", images=1), copies=2)
 
 
-def printed(job: Job) -> str:
-    console = Console(width=100, highlight=False)
+def printed(lines: Iterable[RenderableType]) -> str:
+    console = Console(width=80, highlight=False)
     with console.capture() as capture:
-        for line in bench(job):
+        for line in lines:
             console.print(line, soft_wrap=isinstance(line, str))
     return capture.get()
 
 
+def made_up(setup: report.Setup) -> dict[report.Case, Measured]:
+    """Every measurement of a round, with a rate a case."""
+    rates = {report.DECODE: 250.0, report.DECODE_ALL: 480.0, report.PLAIN: 10.0, report.TUNED: 90.0,
+             report.PIPELINE: 120.0, report.NULL: 456.0, setup.network: 1000.0 if setup.gpus else 100.0}  # fmt: skip
+    run = {"first": 9.0, "imports": 3.0, "engine": 4.0, "images": 2048.0, "seconds": 20.0, "whole_rate": 102.4}
+    memory = Memory(driver=600 << 20, workers=1500 << 20, engine=200 << 20, store=5 << 20, total=2300 << 20)
+    cases = _cases(Request(job=Job(), measurement="", images=1), setup)
+    return {case: Measured({"rate": rates.get(case.title, 50.0) - len(case.how), **run}, memory) for case in cases}
+
+
+def test_the_sentences_follow_from_the_table() -> None:
+    setup = report.Setup(cpus=2, **SETUP)
+    job = Job.model_validate({"archive": {"uri": "/films"}})
+    facts = {"first": 8.0, "whole_rate": 25.0, "rate": 25.0}
+    sizes = [report.Size(200, Measured(facts)), report.Size(20_000, Measured({**facts, "steady": 110.0}))]
+    text = printed(report.report(job, setup, made_up(setup), sizes, 41.0))
+    # 1 / 250 + 1 / 100 s an image on a core, on two cores
+    assert "limit         142.9 images/s (4.00 ms to decode + 10.00 ms in the network" in text
+    assert "this pipeline reaches 84%" in text
+    assert "ratios        12.00 × the plain loop, 1.64 × the hand-tuned process" in text
+    assert "decoding takes 29% and the network 71%" in text
+    assert "bound by      the network" in text
+    assert "456.0 images/s, 95% of decoding alone" in text
+    assert "first result  9.0 s after the process starts: 3.0 s imports, 4.0 s engine, 2.0 s network" in text
+    assert "compiling took 41 s before" in text
+    assert "would need 4.0 CPUs" in text
+    assert re.search(r"20,000 +25 +110.0 +8.0 ", text)
+    assert "bf16 eager, all cores (one process)" in text  # of several ways the best
+    assert "(a process a core)" not in text
+
+
+def test_an_accelerator_is_bounded_by_its_cpus() -> None:
+    setup = report.Setup(cpus=2, **{**SETUP, "gpus": 1})
+    text = printed(report.report(Job(), setup, made_up(setup), [], None))
+    assert "limit         500.0 images/s (2 CPUs decode 500.0, 1 GPU score 1,000)" in text
+    assert "bound by      decoding" in text
+    assert "accelerator   one needs 4.0 CPUs to be fed" in text
+
+
 @pytest.mark.engine
 def test_one_run_names_every_measurement_and_its_numbers_agree(
-    tmp_path: Path, bundle_uri: str, make_bundle: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phantoms.write_archive(tmp_path / "films", 12, seed=5)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     text = printed(
-        Job.model_validate(
-            {
-                "archive": {"uri": str(tmp_path / "films")},
-                "screening": {"bundle": bundle_uri, "batch_size": 2, "block_images": 2, "compile": "off"},
-                "bench": {"images": 12, "image_counts": [3]},
-                "cluster": {"num_cpus": 1, "object_store_gb": 0.2},
-            }
+        bench(
+            Job.model_validate(
+                {
+                    "archive": {"uri": str(tmp_path / "films")},
+                    "screening": {"bundle": bundle_uri, "batch_size": 2, "block_images": 2, "compile": "off"},
+                    "bench": {"images": 12},
+                    "cluster": {"num_cpus": 1, "object_store_gb": 0.2},
+                }
+            )
         )
     )
     rows = {

@@ -12,7 +12,10 @@ from pneumobatch import cli
 
 
 def test_help_needs_neither_torch_nor_ray() -> None:
-    code = "import sys; from pneumobatch import cli; cli.run(['train', '--help']); print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    code = (
+        "import sys; from pneumobatch import cli; cli.run(['train', '--help']);"
+        "print([name for name in ('torch', 'ray', 'pyarrow') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--training.epochs" in done.stdout
@@ -70,7 +73,9 @@ def test_catalog_writes_one_row_an_image_and_flags_win_over_the_file(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], planted: dict[str, int]
 ) -> None:
     job = tmp_path / "job.toml"
-    job.write_text(f"[archive]\nuri = {json.dumps(str(films))}\n[output]\nuri = '/nowhere/writable'\n[bench]\nimages = 3\n")
+    job.write_text(
+        f"[archive]\nuri = {json.dumps(str(films))}\n[output]\nuri = '/nowhere/writable'\n[bench]\nimages = 3\n"
+    )
     assert cli.run(["catalog", str(job), "--output.uri", str(tmp_path)]) == 0
     table = pq.read_table(tmp_path / "catalog" / "catalog.parquet")
     assert len(table) == sum(1 for path in films.rglob("*") if path.is_file())

@@ -2,7 +2,8 @@
 
     processes.py      one measurement in a fresh process, and the memory of all its processes meanwhile
     measurements.py   what can be measured alone: files, compiling, decoding, network
-    loops.py          whole loops from files to probabilities: plain, hand-tuned, the pipeline
+    loops.py          whole loops from files to probabilities without this pipeline: plain, hand-tuned
+    pipeline.py       this pipeline
     report.py         numbers → table and sentences
 
 Every measurement has a process of its own, so that threads, allocators and caches do not disturb one another, and

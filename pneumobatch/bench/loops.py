@@ -1,37 +1,28 @@
-"""Whole loops, from files to probabilities: what a user would write, what an expert would, and this pipeline.
+"""Whole loops, from files to probabilities, without this pipeline: what a user would write, and what an expert would.
 
-All are measured in steady state, by `steady`, from the moments at which batches or blocks arrive.
+They and the pipeline are measured in steady state, by `steady`, from the moments at which batches or blocks arrive.
 """
 
 import io
-import tempfile
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import islice
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pneumobatch import cluster, tables
 from pneumobatch.archive import fetch
 from pneumobatch.archive.pixels import decode
 from pneumobatch.bench.measurements import Facts, Ready, device, model, network_of, repeated
 from pneumobatch.bench.processes import Request
-from pneumobatch.config import Output
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import GREY_MEAN, GREY_STD
-from pneumobatch.screening import pipeline as screening
-from pneumobatch.screening.runs import Run
-from pneumobatch.screening.scorer import Plan, Scorer
 
 STEADY_BLOCKS = 8
 """Blocks (or batches) for every one in flight that a loop gets at least: five of them are measured."""
@@ -57,7 +48,8 @@ def steady(arrivals: list[tuple[float, int]], in_flight: int) -> float | None:
     return sum(images for _, images in arrivals[first + 1 : last + 1]) / (arrivals[last][0] - arrivals[first][0])
 
 
-def _rates(started: float, arrivals: list[tuple[float, int]], in_flight: int) -> Facts:
+def rates(started: float, arrivals: list[tuple[float, int]], in_flight: int) -> Facts:
+    """`steady`, where there is one; `whole_rate` from the start on; `rate`, the best that is known."""
     whole = sum(images for _, images in arrivals) / (arrivals[-1][0] - started)
     rate = steady(arrivals, in_flight)
     return {"rate": whole, "whole_rate": whole} if rate is None else {"rate": rate, "whole_rate": whole, "steady": rate}
@@ -114,7 +106,7 @@ def plain(request: Request, ready: Ready) -> Facts:
         for pictures in loader:
             torch.softmax(network(pictures.to(device())), 1)[:, 1].cpu()
             arrivals.append((time.perf_counter(), len(pictures)))
-    return _rates(started, arrivals, request.threads)
+    return rates(started, arrivals, request.threads)
 
 
 def tuned(request: Request, ready: Ready) -> Facts:
@@ -160,63 +152,4 @@ def tuned(request: Request, ready: Ready) -> Facts:
                 probabilities(done)
             arrivals.append((time.perf_counter(), batch))
             queue.extend(pool.submit(step, part) for part in islice(work, 1))
-    return _rates(started, arrivals, 2 * request.threads)
-
-
-class NullScorer(Scorer):
-    """A scorer whose network costs nothing: every film has probability 0.5."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.bundle = bundles.load(plan.bundle)
-        self.size = self.bundle.preprocessing.image_size
-        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
-        self.logits = lambda films_BSS: torch.zeros(len(films_BSS), 2)
-
-
-def pipeline(request: Request, _: Ready) -> Facts:
-    """This package, from the start of the process to published predictions in a temporary folder.
-
-    `rate` is that of the steady state, `whole_rate` that of the run from the engine's start to its end; `first` are the
-    seconds from the start of the process to the first prediction, `imports` and `engine` their parts.
-    """
-    imported = time.monotonic()
-    if request.null_network:
-        vars(screening)["Scorer"] = NullScorer  # this process does nothing else
-    uri, bundle = model(request)
-    arrivals: list[tuple[float, int]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        config = request.job.screening.model_copy(update={"run_id": "bench"})
-        job = request.job.model_copy(update={"screening": config, "output": Output(uri=folder)})
-        started = time.monotonic()
-        with cluster.engine(job.cluster) as resources:
-            running = time.monotonic()
-            in_flight = int(max(resources.cpus, config.scorers, 1))
-            least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
-            films = _catalogue(repeated(request, max(request.images, least)))
-            plan = screening._plan(config, uri, bundle, resources.gpus > 0, len(films))
-            run = Run(job, bundle, films, asdict(plan))
-            for rows in screening.score(job, bundle, plan, run.begin(), resources):
-                run.stage(rows)
-                arrivals.append((time.monotonic(), len(rows)))
-            run.publish(run.reconcile(), {})
-            ended = time.monotonic()
-    return {
-        **_rates(started, arrivals, in_flight),
-        "whole_rate": len(films) / (ended - started),
-        "seconds": ended - started,
-        "images": float(len(films)),
-        "cpus": float(resources.cpus),
-        "imports": imported - request.spawned,
-        "engine": running - started,
-        "first": arrivals[0][0] - request.spawned,
-    }
-
-
-def _catalogue(rows: pa.Table) -> pa.Table:
-    """Gives rows the catalogue's other columns, empty."""
-    schema = tables.catalog_schema([])
-    known: dict[str, Any] = {name: rows[name] for name in rows.column_names}
-    return pa.table(
-        [known.get(name, pa.nulls(len(rows), schema.field(name).type)) for name in schema.names], schema=schema
-    )
+    return rates(started, arrivals, 2 * request.threads)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class Request(BaseModel):
     job: Job
     """The whole job."""
     measurement: str
-    """Name of a function in `measurements` or `loops`."""
+    """Name of a function in `measurements`, `loops` or `pipeline`."""
     images: int
     """Images to go through."""
     exact: bool = False
@@ -144,8 +144,12 @@ class _Child:
         self.output.close()
 
 
-def answer(functions: Mapping[str, Callable[[Request, Callable[[], None]], dict[str, Any]]]) -> None:
-    """The child's side: reads a request, runs its function with a way to say `ready`, and answers."""
+Measurement = Callable[[Request, Callable[[], None]], dict[str, Any]]
+"""Takes its request and a function to call when it is warm; returns its facts."""
+
+
+def answer(find: Callable[[str], Measurement]) -> None:
+    """The child's side: reads a request, runs its measurement, and answers."""
     request = Request.model_validate_json(sys.stdin.readline())
     with _own_standard_output() as say:
 
@@ -155,7 +159,7 @@ def answer(functions: Mapping[str, Callable[[Request, Callable[[], None]], dict[
                 raise SystemExit(1)  # the parent gave up
 
         try:
-            result = functions[request.measurement](request, ready)
+            result = find(request.measurement)(request, ready)
         except (ValueError, RuntimeError) as error:
             if type(error) not in {ValueError, RuntimeError}:
                 raise

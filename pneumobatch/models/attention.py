@@ -4,6 +4,8 @@ Each module is residual and its last layer starts at zero, so that at step 0 a n
 what its plain backbone computes.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +55,7 @@ class SideBranchAttention(nn.Module):
             # An even side lost a half pixel to the stride and needs it back; an odd one restores as it is.
             odd = (1 - height % 2, 1 - width % 2)
             u = F.conv_transpose2d(u, self.restore.weight, self.restore.bias, 2, 1, odd)
-        return x_BCHW + self.final(x_BCHW + u)
+        return cast(Tensor, x_BCHW + self.final(x_BCHW + u))
 
 
 class GatedAttention(nn.Module):
@@ -100,7 +102,7 @@ class GatedAttention(nn.Module):
             parts.append(self.fuse_channel(x_BCHW * gate))
         if self.fuse_spatial is not None:
             parts.append(self.fuse_spatial(x_BCHW) * self.spatial_map(x_BCHW))
-        return x_BCHW + self.fuse(sum(parts[1:], parts[0]))
+        return cast(Tensor, x_BCHW + self.fuse(sum(parts[1:], parts[0])))
 
 
 def attention(

@@ -1,9 +1,9 @@
 """The trained model on disk: a folder of safetensors, JSON, Parquet and Markdown. No pickle is ever loaded.
 
-    model.safetensors   weights (of the moving average, where training kept one)
-    bundle.json         network, preprocessing, classes, threshold, temperature, metrics, hashes, versions
-    history.parquet     one row an epoch
-    CARD.md             what it is, what it was trained on, what is not known
+model.safetensors   weights (of the moving average, where training kept one)
+bundle.json         network, preprocessing, classes, threshold, temperature, metrics, hashes, versions
+history.parquet     one row an epoch
+CARD.md             what it is, what it was trained on, what is not known
 """
 
 import hashlib
@@ -101,7 +101,9 @@ def locate(uri: str | None) -> str:
         raise ValueError("screening.bundle is missing: give the folder that `train` wrote")
     if storage.is_file(storage.join(uri, "bundle.json")):
         return uri
-    below = [file.path for file in storage.list_files(storage.join(uri, "bundles")) if file.path.endswith("/bundle.json")]
+    below = [
+        file.path for file in storage.list_files(storage.join(uri, "bundles")) if file.path.endswith("/bundle.json")
+    ]
     if len(below) == 1:
         return storage.join(uri, "bundles", below[0].removesuffix("/bundle.json"))
     if below:

@@ -11,7 +11,6 @@ For a target distribution q and softmax probabilities p over the two classes c (
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,9 @@ class FocalLoss(nn.Module):
             weights *= torch.tensor([1 - config.alpha, config.alpha], dtype=torch.float64)
         if config.name == "improved_focal":
             if min(class_counts) < 1:
-                raise ValueError(f"the training split has {class_counts[0]} normal and {class_counts[1]} pneumonia films")
+                raise ValueError(
+                    f"the training split has {class_counts[0]} normal and {class_counts[1]} pneumonia films"
+                )
             inverse_root = torch.tensor(class_counts, dtype=torch.float64).rsqrt()
             weights *= inverse_root if config.literal_scale else inverse_root / inverse_root.mean()
         self.register_buffer("weights_K", weights.float())
@@ -57,4 +58,4 @@ class FocalLoss(nn.Module):
         # 1 − p without cancellation; kept above 0, where the slope of x^γ for γ < 1 would be infinite.
         miss_B2 = (-torch.expm1(log_p_B2)).clamp_min(torch.finfo(torch.float32).tiny)
         loss_B = (target_B2 * self.weights_K * miss_B2**self.gamma * -log_p_B2).sum(1)
-        return cast(Tensor, loss_B.mean())
+        return loss_B.mean()

@@ -93,11 +93,13 @@ def build(config: Network, *, initialise: bool = True) -> Classifier:
         backbone = torchvision.models.get_model(
             f"resnet{match[2]}", weights="DEFAULT" if pretrained else None, zero_init_residual=not pretrained
         )
-        backbone.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(backbone.fc.in_features, 2))
+        backbone.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(cast(nn.Linear, backbone.fc).in_features, 2))
         if match[1]:
             for stage in ("layer1", "layer2", "layer3", "layer4"):
                 layer = getattr(backbone, stage)
-                channels = next(m.num_features for m in reversed(list(layer.modules())) if isinstance(m, nn.BatchNorm2d))
+                channels = next(
+                    m.num_features for m in reversed(list(layer.modules())) if isinstance(m, nn.BatchNorm2d)
+                )
                 layer.append(attention(channels, **switches))
     elif config.name.startswith("timm/"):
         backbone = _timm(config, pretrained=pretrained)
@@ -107,9 +109,9 @@ def build(config: Network, *, initialise: bool = True) -> Classifier:
             "side_branch_net or timm/NAME"
         )
     network = Classifier(backbone)
-    if initialise and config.weights not in {None, "pretrained"}:
+    if initialise and config.weights and not pretrained:
         try:
-            network.load_state_dict(load_safetensors(storage.read_bytes(cast(str, config.weights))))
+            network.load_state_dict(load_safetensors(storage.read_bytes(config.weights)))
         except (OSError, RuntimeError) as error:
             raise ValueError(f"network.weights: {config.weights} does not fit {config.name}: {error}") from None
     return network

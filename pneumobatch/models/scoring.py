@@ -37,7 +37,7 @@ def hardware_precision(device: torch.device) -> Precision:
 class _Scoring(nn.Module):
     def __init__(self, network: Classifier, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(dtype).to(memory_format=torch.channels_last)
         self.dtype = dtype
 
     def forward(self, films_BSS: Tensor) -> Tensor:

@@ -52,12 +52,12 @@ def screen(job: Job) -> dict[str, Any]:
         first: float | None = None
         if len(todo):
             with track("screen", len(todo), "images") as advance:
-                done = 0
+                done, began = 0, time.monotonic()
                 for rows in score(job, bundle, plan, todo, resources):
                     run.stage(rows)
                     first = first or time.monotonic() - started
                     done += len(rows)
-                    advance(done, f"{len(rows)}")
+                    advance(done, f"{done / (time.monotonic() - began):.0f} images/s")
     rows = run.reconcile()
     return run.publish(rows, _facts(job, resources, started, first, len(todo)))
 
@@ -80,7 +80,7 @@ def score(
     scorers = job.screening.scorers or int(resources.gpus or resources.cpus) or 1
     scorers = min(scorers, len(chunks))
     gpu = plan.device == "cuda"
-    per_scorer = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
+    per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
     scored = (
         ray.data.from_arrow(chunks)
         .map_batches(decoder, batch_format="pyarrow", batch_size=None, num_cpus=1)

@@ -124,7 +124,9 @@ class Run:
     def _check(self, rows: pa.Table) -> None:
         wanted = len(self.catalogue)
         if len(rows) != wanted or pc.count_distinct(rows["image_id"]).as_py() != wanted:
-            raise RuntimeError(f"run {self.run_id}: {len(rows)} rows for {wanted} catalogued images; nothing was published")
+            raise RuntimeError(
+                f"run {self.run_id}: {len(rows)} rows for {wanted} catalogued images; nothing was published"
+            )
         counts = status_counts(rows)
         budget = self.job.screening.failure_budget
         if counts[Status.FAILED] > budget * wanted or counts[Status.FAILED] == wanted:
@@ -207,7 +209,9 @@ def _rows(run: Run, staged: pa.Table) -> pa.Table:
     lost = set(run.catalogue["image_id"].to_pylist()) & set(run.films["image_id"].to_pylist())
     lost -= set(staged["image_id"].to_pylist())
     if lost:
-        raise RuntimeError(f"run {run.run_id}: {len(lost)} images that are in the archive were not scored; start it again")
+        raise RuntimeError(
+            f"run {run.run_id}: {len(lost)} images that are in the archive were not scored; start it again"
+        )
     keep = run.job.output.keep_source_uri
     if keep is None:
         keep = "dicom" not in joined["format"].to_pylist()

@@ -33,7 +33,9 @@ findings other than pneumonia, of which this model says nothing.
 """
 
 
-def write(job: Job, temperature: float, threshold: float, target: str, data: dict[str, Any], found: dict[str, Any]) -> str:
+def write(
+    job: Job, temperature: float, threshold: float, target: str, data: dict[str, Any], found: dict[str, Any]
+) -> str:
     """Fills in the card; MODEL_ID is replaced when the bundle is saved and its hash is known."""
     ages = job.training.validated_age_years
     return _TEXT.format(

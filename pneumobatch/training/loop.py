@@ -114,7 +114,7 @@ class Trainer:
         self.loss = FocalLoss(job.loss, class_counts).to(device)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=job.training.learning_rate, weight_decay=job.training.weight_decay, fused=True
         )
@@ -189,7 +189,7 @@ class Trainer:
                 dist.broadcast(buffer, 0)
         logits = np.zeros((len(films), 2), np.float32)
         mine = torch.arange(self.shard.rank, len(films), self.shard.world)
-        for rows in mine.split(max(self.job.training.batch_size // self.shard.world, 1)):
+        for rows in torch.split(mine, max(self.job.training.batch_size // self.shard.world, 1)):
             pixels = augment.plain(films.gather(rows).to(self.device))
             logits[rows.numpy()] = self.logits(network, pixels).cpu().numpy()
         if self.shard.world == 1:

@@ -30,7 +30,9 @@ def validation_fold(
     rng = np.random.default_rng(seed)
     for value, name in ((0, "normal"), (1, "pneumonia")):
         # A patient with films of both classes counts where most of them are.
-        group = sorted(key for key, rows in members.items() if round(np.mean([labels[i] for i in rows]) + 1e-9) == value)
+        group = sorted(
+            key for key, rows in members.items() if round(np.mean([labels[i] for i in rows]) + 1e-9) == value
+        )
         if len(group) < 2:
             raise ValueError(f"the archive has {len(group)} {name} patients with a label; a validation fold needs two")
         wanted = fraction * sum(len(members[key]) for key in group)

@@ -85,14 +85,16 @@ def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
     fingerprint = _fingerprint(job, films)
     if storage.is_file(storage.join(target, "bundle.json")):
         if bundles.load(target).training["fingerprint"] != fingerprint:
-            raise ValueError(f"training.run_id: {target} holds a bundle of another configuration; choose another run_id")
+            raise ValueError(
+                f"training.run_id: {target} holds a bundle of another configuration; choose another run_id"
+            )
         say(f"{target}: already trained")
         return True
     pin = storage.join(staging, "fingerprint")
     if storage.is_file(pin) and storage.read_bytes(pin).decode() != fingerprint:
         raise ValueError(
-            f"training.run_id: {staging} holds an unfinished run of another configuration or archive; finish it with the "
-            "old one, delete the folder, or choose another run_id"
+            f"training.run_id: {staging} holds an unfinished run of another configuration or archive; finish it with "
+            "the old one, delete the folder, or choose another run_id"
         )
     storage.write_bytes(pin, fingerprint.encode())
     return False
@@ -146,7 +148,7 @@ def _fit(
     cpus = plan.cpus_per_worker or (resources.cpus / resources.nodes if resources.nodes > 1 else resources.cpus / most)
     cpus = max(int(cpus), 1) if cpus >= 1 else cpus
     where, path = storage.filesystem(storage.join(staging, "train"))
-    config = {
+    config: dict[str, Any] = {
         "job": job,
         "train": training.blocks,
         "validation": validation.blocks,
@@ -159,7 +161,10 @@ def _fit(
         loop.train_worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=most if len(plan.workers) == 1 else (min(plan.workers), most), use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+            # Ray's types are those of Train V1, which knew no elastic range.
+            num_workers=most if len(plan.workers) == 1 else (min(plan.workers), most),  # type: ignore[arg-type]
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             name=run_id,
@@ -171,7 +176,9 @@ def _fit(
             ),
         ),
     )
-    say(f"train {job.network.name}: {sum(counts)} films ({counts[1]} pneumonia), {most} × {cpus:g} CPU" + " + GPU" * gpu)
+    say(
+        f"train {job.network.name}: {sum(counts)} films ({counts[1]} pneumonia), {most} × {cpus:g} CPU" + " + GPU" * gpu
+    )
     with _epochs(config["history"], plan.epochs):
         try:
             result = trainer.fit()
@@ -188,6 +195,14 @@ def _fit(
     return {**state, "history": last["history"]}, logits
 
 
+def _told(row: dict[str, float]) -> str:
+    return (
+        f"loss {row['train_loss']:.4f}, validation loss {row['validation_loss']:.4f}, AUROC {row['auroc']:.4f}, "
+        f"sensitivity {row['sensitivity']:.3f}, specificity {row['specificity']:.3f}, "
+        f"{row['images_per_second']:.0f} images/s"
+    )
+
+
 @contextmanager
 def _epochs(history: str, epochs: int) -> Iterator[None]:
     """Shows each epoch as the workers write it into the run's history."""
@@ -198,17 +213,12 @@ def _epochs(history: str, epochs: int) -> Iterator[None]:
 
     def follow() -> None:
         shown = len(rows())
-        with track("train", epochs, "epochs") as advance:
+        with track("train", epochs, "epochs", every=0) as advance:
             while True:
                 last = done.wait(1.0)
                 for row in rows()[shown:]:
-                    say(
-                        f"epoch {row['epoch']:.0f}/{epochs}: loss {row['train_loss']:.4f}, validation loss "
-                        f"{row['validation_loss']:.4f}, AUROC {row['auroc']:.4f}, sensitivity {row['sensitivity']:.3f}, "
-                        f"specificity {row['specificity']:.3f}, {row['images_per_second']:.0f} images/s"
-                    )
                     shown = int(row["epoch"])
-                    advance(shown, "")
+                    advance(shown, _told(row))
                 if last:
                     return
 
@@ -254,7 +264,9 @@ def _bundle(
         "brier": metrics.brier(labels, probabilities),
         "epoch": state["epoch"],
     }
-    goal = "balanced sensitivity and specificity" if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}"
+    goal = (
+        "balanced sensitivity and specificity" if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}"
+    )
     weights = state["network"]
     if plan.ema_decay:
         weights = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}

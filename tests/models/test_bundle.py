@@ -19,7 +19,12 @@ def test_round_trip(tmp_path: Path, make_bundle: Make) -> None:
     assert made.model_id.startswith("attention_resnet18-")
     network = bundles.load_network(str(tmp_path), made)
     assert not network.training
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["CARD.md", "bundle.json", "history.parquet", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "CARD.md",
+        "bundle.json",
+        "history.parquet",
+        "model.safetensors",
+    ]
     assert made.model_id in (tmp_path / "CARD.md").read_text()
 
 

@@ -1,0 +1,78 @@
+"""This package's own pipeline, measured from its start as a process to its published predictions."""
+
+import tempfile
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pneumobatch import cluster, tables
+from pneumobatch.bench.loops import STEADY_BLOCKS, rates
+from pneumobatch.bench.measurements import Facts, Ready, model, repeated
+from pneumobatch.bench.processes import Request
+from pneumobatch.config import Output
+from pneumobatch.models import bundle as bundles
+from pneumobatch.screening import pipeline as screening
+from pneumobatch.screening.runs import Run
+from pneumobatch.screening.scorer import Plan, Scorer
+
+
+class NullScorer(Scorer):
+    """A scorer whose network costs nothing: every film has probability 0.5."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.bundle = bundles.load(plan.bundle)
+        self.size = self.bundle.preprocessing.image_size
+        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
+        self.logits = lambda films_BSS: torch.zeros(len(films_BSS), 2)
+
+
+def pipeline(request: Request, _: Ready) -> Facts:
+    """This package, from the start of the process to published predictions in a temporary folder.
+
+    `rate` is that of the steady state, `whole_rate` that of the run from the engine's start to its end; `first` are the
+    seconds from the start of the process to the first prediction, `imports` and `engine` their parts.
+    """
+    imported = time.monotonic()
+    if request.null_network:
+        vars(screening)["Scorer"] = NullScorer  # this process does nothing else
+    uri, bundle = model(request)
+    arrivals: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = request.job.screening.model_copy(update={"run_id": "bench"})
+        job = request.job.model_copy(update={"screening": config, "output": Output(uri=folder)})
+        started = time.monotonic()
+        with cluster.engine(job.cluster) as resources:
+            running = time.monotonic()
+            in_flight = int(max(resources.cpus, config.scorers, 1))
+            least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
+            films = _catalogue(repeated(request, max(request.images, least)))
+            plan = screening._plan(config, uri, bundle, resources.gpus > 0, len(films))
+            run = Run(job, bundle, films, asdict(plan))
+            for rows in screening.score(job, bundle, plan, run.begin(), resources):
+                run.stage(rows)
+                arrivals.append((time.monotonic(), len(rows)))
+            run.publish(run.reconcile(), {})
+            ended = time.monotonic()
+    return {
+        **rates(started, arrivals, in_flight),
+        "whole_rate": len(films) / (ended - started),
+        "seconds": ended - started,
+        "images": float(len(films)),
+        "cpus": float(resources.cpus),
+        "imports": imported - request.spawned,
+        "engine": running - started,
+        "first": arrivals[0][0] - request.spawned,
+    }
+
+
+def _catalogue(rows: pa.Table) -> pa.Table:
+    """Gives rows the catalogue's other columns, empty."""
+    schema = tables.catalog_schema([])
+    known: dict[str, Any] = {name: rows[name] for name in rows.column_names}
+    return pa.table(
+        [known.get(name, pa.nulls(len(rows), schema.field(name).type)) for name in schema.names], schema=schema
+    )
