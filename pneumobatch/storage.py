@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
+from pyarrow import csv, fs
 
 
 class File(NamedTuple):
@@ -120,6 +121,29 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Reads a Parquet file whole."""
     where, path = filesystem(uri)
     return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
+
+
+def read_cells(uri: str) -> pa.Table:
+    """Reads a CSV or Parquet table with every column as text: a key such as 0012 must keep its zeros.
+
+    Raises:
+        ValueError: It is missing or is no table; the message quotes no cell, which may hold a name.
+    """
+    try:
+        data = read_bytes(uri)
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: no such file; give a CSV or Parquet table of labels") from None
+    try:
+        if uri.lower().endswith((".parquet", ".pq")):
+            table = pq.read_table(pa.BufferReader(data))
+        else:
+            names = csv.open_csv(pa.BufferReader(data)).schema.names
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+            table = csv.read_csv(pa.BufferReader(data), convert_options=as_text)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{uri}: not a readable CSV or Parquet table") from None
+    flat = [name for name in table.column_names if not pa.types.is_nested(table.schema.field(name).type)]
+    return pa.table({name: pc.cast(table[name], pa.string()) for name in flat})
 
 
 def write_table(uri: str, table: pa.Table) -> None:

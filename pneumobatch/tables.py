@@ -3,7 +3,7 @@
 Labels everywhere: pneumonia = 1, normal = 0, unknown = NULL. A value that does not exist is NULL, never NaN.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import pyarrow as pa
@@ -75,6 +75,46 @@ _FIXED = {*_CATALOG_HEAD, *_PREDICTION_HEAD, *STATISTICS, *DICOM_ALLOWED}
 
 def _versioned(fields: dict[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(fields.items()), metadata={"pneumobatch.schema": str(SCHEMA_VERSION)})
+
+
+_KEY_COLUMNS = ("uri", "image_id", "path", "file", "filename", "image", "name")
+
+
+def label_columns(names: Sequence[str], key: str | None, label: str, where: str) -> tuple[str, str]:
+    """Returns the columns of a label table that hold the image's name and its class.
+
+    Raises:
+        ValueError: One is not there; the message begins with `where` and names the key to set.
+    """
+    found = key or next((name for name in _KEY_COLUMNS if name in names), None)
+    for option, column in (("key_column", found), ("label_column", label)):
+        if column not in names:
+            missing = f"no column {column}" if column else f"none of the columns {', '.join(_KEY_COLUMNS)}"
+            raise ValueError(f"{where}: {missing}; set archive.{option} to one of {', '.join(names)}")
+    assert found is not None
+    return found, label
+
+
+_CLASSES = {"pneumonia": 1, "1": 1, "true": 1, "normal": 0, "0": 0, "false": 0}
+_UNKNOWN = {"", "pending", "unknown", "null", "nan"}
+
+
+def parse_labels(values: Iterable[str | None], where: str) -> list[int | None]:
+    """Reads classes as people write them: 1 (pneumonia), 0 (normal), None (empty, pending, unknown).
+
+    Raises:
+        ValueError: A value is none of these. The message begins with `where` and names the row, not the value: a wrong
+            column may hold a name.
+    """
+    labels: list[int | None] = []
+    for row, value in enumerate(values, 1):
+        text = (value or "").strip().lower().removesuffix(".0")
+        if text not in _CLASSES and text not in _UNKNOWN:
+            raise ValueError(
+                f"{where}: row {row}: the label is none of 1, 0, PNEUMONIA, NORMAL, true, false, pending or empty"
+            )
+        labels.append(_CLASSES.get(text))
+    return labels
 
 
 def subgroup_columns(names: Iterable[str]) -> list[str]:

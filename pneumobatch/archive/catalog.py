@@ -51,7 +51,7 @@ def build(config: Archive) -> pa.Table:
         found = [labels.find(entry.path, image_id) for entry, image_id in zip(entries, ids, strict=True)]
         if not any(found):
             raise ValueError(
-                f"archive.labels: {labels.uri}, column {config.key_column}: no row fits an image of {config.uri}; it "
+                f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
                 "must hold the path below the archive, the file name, or the image_id"
             )
         # The table decides on the label; a patient known only by the file name is still that patient.

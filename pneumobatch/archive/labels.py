@@ -4,16 +4,12 @@ import hmac
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.csv
-
-from pneumobatch import storage
+from pneumobatch import storage, tables
 from pneumobatch.config import Archive
 
-_CLASSES = {"normal": 0, "pneumonia": 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_UNKNOWN = {"", "pending", "unknown", "none", "null", "nan", "na"}
+_FOLDERS = {"normal": 0, "pneumonia": 1}
 _KERMANY_SICK = re.compile(r"(person\d+)_(bacteria|virus)_")
 _KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+)-")
 _ETIOLOGY = {"bacteria": "bacterial", "virus": "viral"}
@@ -35,25 +31,10 @@ def keyed_hash(value: str) -> str:
     return hmac.new(os.environ.get(SITE_KEY, "").encode(), value.encode(), "sha256").hexdigest()[:32]
 
 
-def parse_label(value: Any, where: str) -> int | None:
-    """Returns 1 (pneumonia), 0 (normal) or None (empty, pending, unknown).
-
-    Raises:
-        ValueError: The value is none of these; `where` names the file and the key for the message.
-    """
-    text = "" if value is None else str(value).strip().lower()
-    if text in _UNKNOWN:
-        return None
-    if text not in _CLASSES:
-        raise ValueError(f"{where}: {text[:20]!r} is no class; use PNEUMONIA/NORMAL, 1/0, true/false, or pending")
-    return _CLASSES[text]
-
-
 def from_path(path: str, patients: str) -> Known:
     """Reads class folders and, where file names follow Kermany's pattern, patient and etiology (reading 6)."""
     *folders, name = path.split("/")
-    classes = (_CLASSES[folder.lower()] for folder in reversed(folders) if folder.lower() in {"normal", "pneumonia"})
-    label = next(classes, None)
+    label = next((_FOLDERS[folder.lower()] for folder in reversed(folders) if folder.lower() in _FOLDERS), None)
     if patients == "none":
         return Known(label)
     if match := _KERMANY_SICK.match(name):
@@ -74,15 +55,13 @@ class LabelTable:
     def __init__(self, config: Archive) -> None:
         assert config.labels is not None
         self.uri = config.labels
-        table = _read(config.labels)
-        for key, column in (("key_column", config.key_column), ("label_column", config.label_column)):
-            if column not in table.column_names:
-                names = ", ".join(table.column_names)
-                raise ValueError(f"archive.{key}: {config.labels} has no column {column!r}; it has {names}")
+        table = storage.read_cells(config.labels)
+        self.key, label_column = tables.label_columns(
+            table.column_names, config.key_column, config.label_column, self.uri
+        )
         self.subgroups = [name for name in config.subgroups if name in table.column_names]
-        keys = [str(key) for key in table[config.key_column].to_pylist()]
-        where = f"archive.labels: {config.labels}, column {config.label_column}"
-        labels = [parse_label(value, where) for value in table[config.label_column].to_pylist()]
+        keys = table[self.key].to_pylist()
+        labels = tables.parse_labels(table[label_column].to_pylist(), f"archive.labels: {config.labels}")
         blank = [None] * len(keys)
         patients = table[config.patient_column].to_pylist() if config.patient_column in table.column_names else blank
         columns = [table[name].to_pylist() for name in self.subgroups]
@@ -90,10 +69,7 @@ class LabelTable:
             key: Known(
                 label,
                 None if patient is None else f"label:{patient}",
-                {
-                    name: None if value is None else str(value)
-                    for name, value in zip(self.subgroups, values, strict=True)
-                },
+                dict(zip(self.subgroups, values, strict=True)),
             )
             for key, label, patient, *values in zip(keys, labels, patients, *columns, strict=True)
         }
@@ -103,17 +79,3 @@ class LabelTable:
         name = path.rsplit("/", 1)[-1]
         keys = (path, image_id, name, name.rsplit(".", 1)[0])
         return next((self._rows[key] for key in keys if key in self._rows), None)
-
-
-def _read(uri: str) -> pa.Table:
-    try:
-        if uri.endswith(".parquet"):
-            return storage.read_table(uri)
-        # As text: a type inferred from the first rows would reject a later `pending`.
-        names = pa.csv.read_csv(pa.BufferReader(storage.read_bytes(uri))).column_names
-        options = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
-        return pa.csv.read_csv(pa.BufferReader(storage.read_bytes(uri)), convert_options=options)
-    except FileNotFoundError:
-        raise ValueError(f"archive.labels: {uri} does not exist") from None
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"archive.labels: {uri} cannot be read as a table: {error}") from None

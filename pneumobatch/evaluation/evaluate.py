@@ -1,24 +1,19 @@
 """The verb `evaluate` on one screen: published run → labels → summary → report."""
 
-import io
 import json
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pneumobatch import storage
+from pneumobatch import storage, tables
 from pneumobatch.config import Archive, Job
 from pneumobatch.evaluation.figures import three
 from pneumobatch.evaluation.report import write_report
 from pneumobatch.evaluation.summary import statuses, summarise
-
-LABELS = {"1": 1, "pneumonia": 1, "true": 1, "0": 0, "normal": 0, "false": 0, "": None, "pending": None}
-"""How a class is written in a label table, in small letters; anything else is an error."""
 
 
 class Run(NamedTuple):
@@ -97,23 +92,16 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive) -> pa.Table:
     Raises:
         ValueError: A column is missing, a label is unreadable, a key is double or ambiguous, or no key fits.
     """
-    table = _label_table(uri)
-    for option, column in (("key_column", archive.key_column), ("label_column", archive.label_column)):
-        if column not in table.column_names:
-            raise ValueError(
-                f"{uri}: no column {column}; set archive.{option} to one of {', '.join(table.column_names)}"
-            )
-    table = table.filter(pc.field(archive.key_column).is_valid())
-    keys = table[archive.key_column].combine_chunks()
+    table = storage.read_cells(uri)
+    key, label = tables.label_columns(table.column_names, archive.key_column, archive.label_column, uri)
+    table = table.filter(pc.field(key).is_valid())
+    keys = table[key].combine_chunks()
     if len(keys.unique()) != len(keys):
-        raise ValueError(f"{uri}: column {archive.key_column} names an image twice; keep one row an image")
+        raise ValueError(f"{uri}: column {key} names an image twice; keep one row an image")
     index = _match(predictions, keys, uri)
-    table = table.set_column(
-        table.column_names.index(archive.label_column),
-        archive.label_column,
-        pa.array([_label(v, row, uri) for row, v in enumerate(table[archive.label_column].to_pylist(), 1)], pa.int8()),
-    )
-    wanted = {"label": archive.label_column, "patient": archive.patient_column} | {n: n for n in archive.subgroups}
+    labels = pa.array(tables.parse_labels(table[label].to_pylist(), uri), pa.int8())
+    table = table.set_column(table.column_names.index(label), label, labels)
+    wanted = {"label": label, "patient": archive.patient_column} | {n: n for n in archive.subgroups}
     for name, column in wanted.items():
         known = name in predictions.column_names and predictions[name].null_count < len(predictions)
         if column not in table.column_names or (known and name != "label"):
@@ -124,33 +112,6 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive) -> pa.Table:
         else:
             predictions = predictions.append_column(name, values)
     return predictions
-
-
-def _label_table(uri: str) -> pa.Table:
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise ValueError(f"{uri}: no such file; set evaluation.labels to a CSV or Parquet file") from None
-    try:
-        if uri.lower().endswith((".parquet", ".pq")):
-            table = storage.read_table(uri)
-        else:  # everything as text: a key such as 0012 must keep its zeros
-            names = csv.open_csv(io.BytesIO(data)).schema.names
-            as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-            table = csv.read_csv(io.BytesIO(data), convert_options=as_text)
-    except pa.ArrowInvalid:  # its text would quote the cells
-        raise ValueError(f"{uri}: not a readable CSV or Parquet table; set evaluation.labels to one") from None
-    flat = [c for c in table.column_names if not pa.types.is_nested(table.schema.field(c).type)]
-    return pa.table({name: pc.cast(table[name], pa.string()) for name in flat})
-
-
-def _label(value: str | None, row: int, uri: str) -> int | None:
-    text = (value or "").strip().lower().removesuffix(".0")
-    if text not in LABELS:  # the value itself stays unsaid: a wrong column may hold a name
-        raise ValueError(
-            f"{uri}: row {row}: the label is none of 1, 0, PNEUMONIA, NORMAL, true, false, pending or empty"
-        )
-    return LABELS[text]
 
 
 def _match(predictions: pa.Table, keys: pa.Array, uri: str) -> pa.Array:

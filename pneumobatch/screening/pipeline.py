@@ -49,6 +49,11 @@ def screen(job: Job) -> dict[str, Any]:
         todo = run.begin()
         say(f"run {run.run_id}: {len(films)} images, {len(todo)} to do, {bundle.model_id}")
         plan = Plan(**run.pin["plan"])
+        if plan.device == "cuda" and not resources.gpus:
+            raise ValueError(
+                f"screening.run_id: {run.run_id} was started on GPUs and the engine has none now; a GPU's and a CPU's "
+                "probabilities differ in the last digits, so start another run_id"
+            )
         first: float | None = None
         if len(todo):
             with track("screen", len(todo), "images") as advance:

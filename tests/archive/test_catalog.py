@@ -90,9 +90,9 @@ def test_a_label_table_decides_and_pending_is_unknown(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\nother.png,1\n", "archive.key_column: .* has no column 'uri'"),
-        ("uri,class\nother.png,1\n", "archive.label_column: .* has no column 'label'"),
-        ("uri,label\nother.png,maybe\n", "'maybe' is no class"),
+        ("x,label\nother.png,1\n", "none of the columns uri, image_id, .*; set archive.key_column to one of x, label"),
+        ("uri,class\nother.png,1\n", "no column label; set archive.label_column to one of uri, class"),
+        ("uri,label\nother.png,maybe\n", "row 1: the label is none of"),
         ("uri,label\nelse.png,1\n", "no row fits an image"),
     ],
 )
