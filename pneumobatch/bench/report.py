@@ -104,8 +104,8 @@ def _subject(job: Job, setup: Setup) -> str:
     formats = ", ".join(f"{count} {name}" for name, count in setup.formats.items())
     reasons = ", ".join(f"{count} {name}" for name, count in setup.left_out.items())
     return (
-        f"{setup.model_id}, {setup.precision}, batches of {job.screening.batch_size}; {setup.cpus} CPUs, "
-        f"{setup.gpus or 'no'} GPU; {len(setup.uris)} films ({formats}) of {setup.listed} in {job.archive.uri}"
+        f"{setup.model_id}, {setup.precision}, batches of {job.screening.batch_size}; "
+        f"CPUs: {setup.cpus}, GPUs: {setup.gpus}; {len(setup.uris)} films ({formats}) of {setup.listed} in {job.archive.uri}"
         + (f"; left out: {reasons}" if reasons else "")
     )
 

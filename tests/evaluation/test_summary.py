@@ -212,7 +212,7 @@ def test_late_labels_from_parquet(tmp_path, predictions):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na,1\n", "no column uri; set archive.key_column to one of file, label"),
+        ("x,label\na,1\n", "none of the columns uri, image_id, .*; set archive.key_column to one of x, label"),
         ("uri,class\na,1\n", "no column label; set archive.label_column"),
         ("uri,label\n00000000,1\n00000000,0\n", "names an image twice"),
         ("uri,label\n00000000,1\n00000001,Doe Jane\n", "row 2: the label is none of"),
