@@ -127,7 +127,7 @@ def test_the_sentences_follow_from_the_table() -> None:
     # 1 / 250 + 1 / 100 s an image on a core, on two cores
     assert "limit         142.9 images/s (4.00 ms to decode + 10.00 ms in the network" in text
     assert "this pipeline reaches 84%" in text
-    assert "ratios        12.00 × the plain loop, 1.64 × the hand-tuned process" in text
+    assert "ratios        12.00 × the plain loop, 1.50 × the hand-tuned process" in text
     assert "decoding takes 29% and the network 71%" in text
     assert "bound by      the network" in text
     assert "456.0 images/s, 95% of decoding alone" in text
@@ -135,8 +135,8 @@ def test_the_sentences_follow_from_the_table() -> None:
     assert "compiling took 41 s before" in text
     assert "would need 4.0 CPUs" in text
     assert re.search(r"20,000 +25 +110.0 +8.0 ", text)
-    assert "bf16 eager, all cores (one process)" in text  # of several ways the best
-    assert "(a process a core)" not in text
+    assert "bf16 eager, all cores (threads)" in text  # of several ways the best
+    assert "(processes)" not in text
 
 
 def test_an_accelerator_is_bounded_by_its_cpus() -> None:

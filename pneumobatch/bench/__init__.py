@@ -82,12 +82,12 @@ def _cases(request: Request, setup: report.Setup) -> list[Case]:
         options: dict[str, Any] = {"measurement": "network", "precision": precision, "compiled": compiled}
         add(f"{title}, {setup.unit}", **options)
         if several and not setup.gpus:
-            add(f"{title}, all cores", "one process", cores=cpus, threads=cpus, **options)
-            add(f"{title}, all cores", "a process a core", cpus, cores=cpus, **options)
+            add(f"{title}, all cores", "threads", cores=cpus, threads=cpus, **options)
+            add(f"{title}, all cores", "processes", cpus, cores=cpus, **options)
     add(report.PLAIN, cores=cpus, threads=cpus, measurement="plain")
-    add(report.TUNED, "one thread scores", cores=cpus, threads=cpus, measurement="tuned")
+    add(report.TUNED, "one scores", cores=cpus, threads=cpus, measurement="tuned")
     if several and not setup.gpus and not setup.compile:  # a compiled network holds the interpreter's lock
-        add(report.TUNED, "all threads score", cores=cpus, threads=cpus, measurement="tuned", alike=True)
+        add(report.TUNED, "all score", cores=cpus, threads=cpus, measurement="tuned", alike=True)
     add(report.PIPELINE, cores=cpus, measurement="pipeline")
     add(report.NULL, cores=cpus, measurement="pipeline", null_network=True)
     return cases

@@ -96,13 +96,13 @@ def measure(request: Request, copies: int = 1) -> list[Measured]:
                 waiting = [child for child, line in zip(children, lines, strict=True) if line == READY]
                 for child in waiting:
                     child.send(GO)
-                lines = [
-                    child.line() if child in waiting else line for child, line in zip(children, lines, strict=True)
-                ]
+                answers = zip(children, lines, strict=True)
+                lines = [child.line() if child in waiting else line for child, line in answers]
+                peak = memory()
         finally:
             for child in children:
                 child.stop()
-    return [Measured(json.loads(line), memory()) for line in lines]
+    return [Measured(json.loads(line), peak) for line in lines]
 
 
 class _Child:
@@ -165,6 +165,7 @@ def answer(find: Callable[[str], Measurement]) -> None:
                 raise
             result = {"error": type(error).__name__, "text": str(error)}
         say(json.dumps(result))
+        sys.stdin.readline()  # stays until its memory has been read
 
 
 @contextmanager
@@ -183,19 +184,23 @@ def watch(roots: list[int]) -> Iterator[Callable[[], Memory]]:
     peaks: dict[str, int] = defaultdict(int)
     done = threading.Event()
 
-    def sample() -> None:
+    def sample() -> Memory:
+        now = _memory(roots)
+        for name, value in (now | {"total": sum(now.values())}).items():
+            peaks[name] = max(peaks[name], value)
+        return Memory(**peaks)
+
+    def keep_sampling() -> None:
         pause = 0.0
         while not done.wait(pause):
-            before = time.monotonic()
-            now = _memory(roots)
-            for name, value in (now | {"total": sum(now.values())}).items():
-                peaks[name] = max(peaks[name], value)
-            pause = max(SAMPLE_SECONDS, 30 * (time.monotonic() - before))  # so as not to disturb what is measured
+            before = time.thread_time()
+            sample()
+            pause = max(SAMPLE_SECONDS, 30 * (time.thread_time() - before))  # so as not to disturb what is measured
 
-    thread = threading.Thread(target=sample, daemon=True)
+    thread = threading.Thread(target=keep_sampling, daemon=True)
     thread.start()
     try:
-        yield lambda: Memory(**peaks)
+        yield sample
     finally:
         done.set()
         thread.join()

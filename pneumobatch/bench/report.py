@@ -105,13 +105,15 @@ def _subject(job: Job, setup: Setup) -> str:
     reasons = ", ".join(f"{count} {name}" for name, count in setup.left_out.items())
     return (
         f"{setup.model_id}, {setup.precision}, batches of {job.screening.batch_size}; "
-        f"CPUs: {setup.cpus}, GPUs: {setup.gpus}; {len(setup.uris)} films ({formats}) of {setup.listed} in {job.archive.uri}"
+        f"CPUs: {setup.cpus}, GPUs: {setup.gpus}; "
+        f"{len(setup.uris)} films ({formats}) of {setup.listed} in {job.archive.uri}"
         + (f"; left out: {reasons}" if reasons else "")
     )
 
 
 def _table(best: dict[str, tuple[Case, Measured]]) -> Table:
-    table = Table("measurement", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("measurement", no_wrap=True)
     for name in ("images/s", "per core", "× plain", "MiB"):
         table.add_column(name, justify="right")
     plain = best[PLAIN][1].facts["rate"]

@@ -1,0 +1,130 @@
+"""What `doctor` finds here, and that what it finds wrong is named with its remedy and nothing secret."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pneumobatch import cli
+from pneumobatch.config import Job
+from pneumobatch.doctor import doctor, machine, trials
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster and no key of the surrounding shell."""
+    for name in ("RAY_ADDRESS", "PNEUMOBATCH_SITE_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def examined(output: object, **sections: Any) -> tuple[str, bool]:
+    lines, healthy = doctor(Job.model_validate({"output": {"uri": str(output)}, **sections}))
+    console = Console(width=300, highlight=False)
+    with console.capture() as capture:
+        for line in lines:
+            console.print(line)
+    return capture.get(), healthy
+
+
+def test_this_machine_is_healthy_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    text, healthy = examined(tmp_path / "new" / "place")
+    assert healthy, text
+    for what in ("Python 3", "ray 2", "usable of", "available of", "object store", "a local engine with", "bf16 is "):
+        assert what in text
+    assert f"9 of 9 work: {', '.join(trials._samples())}" in text
+    assert "attention_resnet50 at 224²: 33.4 M parameters, 5.00 G multiply-adds" in text
+    assert "PNEUMOBATCH_SITE_KEY is not set" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    text, healthy = examined(tmp_path / "file" / "below")
+    assert not healthy
+    assert f"{tmp_path}/file/below cannot be written" in text
+    assert "→ give another output.uri" in text
+    assert "not healthy: output.uri; 1 problems" in text
+
+
+def test_a_probe_takes_nothing_with_it(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "_staging" / "other").mkdir(parents=True)
+    trials._probe(str(tmp_path))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "_staging",
+        "_staging/other",
+        "runs",
+    ]
+
+
+def test_the_site_key_is_never_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNEUMOBATCH_SITE_KEY", "correct-horse-battery")
+    text, healthy = examined(tmp_path)
+    assert healthy
+    assert "PNEUMOBATCH_SITE_KEY is set" in text
+    assert "horse" not in text
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"name": "resnet19"}, "'resnet19' is no network"),
+        ({"weights": "/nowhere/weights.safetensors"}, "network.weights: /nowhere/weights.safetensors is no file"),
+        ({"name": "timm/resnet_of_nobody"}, "timm has no 'resnet_of_nobody'"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_a_problem(network: dict[str, Any], message: str) -> None:
+    problems = [
+        finding for finding in trials.network(Job.model_validate({"network": network})) if finding.state == "problem"
+    ]
+    assert len(problems) == 1
+    assert message in problems[0].text
+    assert problems[0].remedy
+
+
+def test_a_broken_decoder_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_LOSSLESS", trials._LOSSLESS[:60] + trials._LOSSLESS[-2:])
+    found = list(trials.decoders(Job()))
+    assert [(finding.state, finding.text) for finding in found[:-1]] == [
+        ("problem", "DICOM JPEG lossless does not work")
+    ]
+    assert found[0].remedy.endswith("python-gdcm")
+    assert found[-1].text.startswith("8 of 9 work")
+
+
+def test_without_a_compiler_there_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert [finding.state for finding in machine.software(Job()) if finding.topic == "compiler"] == ["note"]
+
+
+def test_small_shared_memory_and_containers_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/sys/fs/cgroup/cpu.max": "50000 100000",
+        "/sys/fs/cgroup/memory.max": str(4 << 30),
+        "/sys/fs/cgroup/memory.current": str(3 << 30),
+        "/sys/fs/cgroup/memory.stat": f"anon 7\ninactive_file {2 << 30}",
+        "/proc/meminfo": "MemAvailable:   99999999 kB",
+    }
+    monkeypatch.setattr(machine, "_text", lambda path: files.get(path, ""))
+    job = Job.model_validate({"cluster": {"num_cpus": 4096, "object_store_gb": 100_000}})
+    found = {
+        finding.text: finding.remedy for finding in [*machine.processors(job), *machine.memory(job)] if finding.remedy
+    }
+    assert any("may use 0.5 of" in text and remedy == "--cluster.num_cpus 1" for text, remedy in found.items())
+    assert any("processes will share them" in text for text in found)
+    assert "3.0 GiB available of 4.0 GiB; 4096 scorers need about 1 GiB each" in found
+    assert any("Ray will use the disk" in text and "--shm-size" in remedy for text, remedy in found.items())
+
+
+def test_the_exit_code_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.run(["doctor", "--output.uri", str(tmp_path / "file" / "below")]) == 1
+    assert "not healthy: output.uri" in capsys.readouterr().out
+
+
+def test_a_cluster_that_does_not_answer_is_a_problem() -> None:
+    found = list(machine.engine(Job.model_validate({"cluster": {"address": "ray://127.0.0.1:9"}})))
+    assert [finding.state for finding in found] == ["problem"]
+    assert "ray://127.0.0.1:9" in found[0].text
