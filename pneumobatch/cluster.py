@@ -34,7 +34,8 @@ def machine_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _object_store_bytes(config: Cluster) -> int:
+def object_store_bytes(config: Cluster) -> int:
+    """Size of the local engine's object store, bytes."""
     if config.object_store_gb:
         return int(config.object_store_gb * 2**30)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -72,7 +73,7 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
     elif started:
         ray.init(
             num_cpus=config.num_cpus or machine_cpus(),
-            object_store_memory=_object_store_bytes(config),
+            object_store_memory=object_store_bytes(config),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

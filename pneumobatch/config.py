@@ -212,9 +212,9 @@ class Screening(Section):
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None
     """Name of the run; the same name goes on where it stopped, a finished one does nothing. Default: from the date,
     the bundle and the archive."""
-    batch_size: Count = 32
-    """Images a forward pass."""
-    block_images: Annotated[int, Field(ge=1, le=100_000)] = 128
+    batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Images a forward pass; 0: 8 on a CPU core, whose cache holds no more, and 128 on a GPU."""
+    block_images: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Images a decode task: the unit that is retried, and lost at most by a kill."""
     scorers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
@@ -283,7 +283,7 @@ class Bench(Section):
 class Demo(Section):
     """The synthetic archive of `demo`."""
 
-    images: Annotated[int, Field(ge=40, le=100_000)] = 400
+    images: Annotated[int, Field(ge=40, le=100_000)] = 480
     """Films in the training archive; half as many are screened."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of the phantoms."""

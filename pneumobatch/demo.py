@@ -38,7 +38,15 @@ def demo(job: Job) -> list["RenderableType"]:
                 "archive": {"uri": str(archives["train"])},
                 "network": {"name": "attention_resnet18", "image_size": 96},
                 "augmentation": {"crop_area": (0.6, 1.0), "contrast": 0.2, "brightness": 0.1},
-                "training": {"run_id": "demo", "epochs": 16, "batch_size": 32, "workers": 2, "ema_decay": 0.98},
+                "training": {
+                    "run_id": "demo",
+                    "epochs": 24,
+                    "batch_size": 32,
+                    "workers": 2,
+                    "ema_decay": 0.98,
+                    "validation_fraction": 0.25,
+                    "target": "balanced",
+                },
             }
         )
     )

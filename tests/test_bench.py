@@ -18,7 +18,7 @@ from pneumobatch.config import Job
 
 SETUP = {
     "gpus": 0, "uris": ["a"], "formats": {"jpeg": 1}, "left_out": {}, "listed": 1, "model_id": "net-0",
-    "precision": "bf16", "hardware_precision": "bf16", "compile": True, "compiled_already": True,
+    "precision": "bf16", "hardware_precision": "bf16", "batch": 8, "compile": True, "compiled_already": True,
 }  # fmt: skip
 
 

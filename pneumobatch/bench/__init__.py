@@ -37,7 +37,7 @@ def bench(job: Job) -> list["RenderableType"]:
     setup = report.Setup(cpus=job.cluster.num_cpus or cluster.machine_cpus(), **found)
     # From here on nothing is left to chance: the pipeline compiles when the other measurements do.
     screening = job.screening.model_copy(
-        update={"compile": "on" if setup.compile else "off", "precision": setup.precision}
+        update={"compile": "on" if setup.compile else "off", "precision": setup.precision, "batch_size": setup.batch}
     )
     request = request.model_copy(
         update={

@@ -24,6 +24,9 @@ from pneumobatch.bench.processes import Request
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import GREY_MEAN, GREY_STD
 
+PLAIN_BATCH = 32
+"""Images a batch of the plain loop."""
+
 STEADY_BLOCKS = 8
 """Blocks (or batches) for every one in flight that a loop gets at least: five of them are measured."""
 
@@ -95,7 +98,7 @@ def plain(request: Request, ready: Ready) -> Facts:
     opening = [uri for uri in request.uris if _opens(uri)]
     if not opening:
         raise ValueError("archive.uri: PIL opens none of the images, so there is no plain loop to compare with")
-    batch = request.job.screening.batch_size
+    batch = PLAIN_BATCH
     images = max(request.images, 3 * request.threads * batch)
     films = repeated(request.model_copy(update={"uris": tuple(opening)}), images)["uri"].to_pylist()
     network = bundles.load_network(uri, bundle).backbone.to(device()).eval()

@@ -76,6 +76,7 @@ def prepare(request: Request, _: Ready) -> Facts:
     if config.compile == "on" and not scoring.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
     precision = hardware if config.precision == "auto" else config.precision
+    batch = config.batch_size or scoring.BATCH[device().type]
     return {
         "uris": [films["uri"][number].as_py() for number in scored],
         "formats": Counter(formats[number] for number in scored),
@@ -85,14 +86,15 @@ def prepare(request: Request, _: Ready) -> Facts:
         "precision": precision,
         "hardware_precision": hardware,
         "compile": config.compile != "off" and scoring.compiler() is not None,
-        "compiled_already": scoring.compiled_path(bundle, precision, config.batch_size, device()).exists(),
+        "batch": batch,
+        "compiled_already": scoring.compiled_path(bundle, precision, batch, device(), scoring.THREADS).exists(),
         "gpus": torch.cuda.device_count(),
     }
 
 
 def compiling(request: Request, _: Ready) -> Facts:
     """Compiles the network for the pipeline, from nothing; the cache keeps it."""
-    torch.set_num_threads(1)  # as a scorer does
+    torch.set_num_threads(scoring.THREADS)
     started = time.perf_counter()
     network_of(request)
     return {"seconds": time.perf_counter() - started}

@@ -37,9 +37,8 @@ def pipeline(request: Request, _: Ready) -> Facts:
     seconds from the start of the process to the first prediction, `imports` and `engine` their parts.
     """
     imported = time.monotonic()
-    if request.null_network:
-        vars(screening)["Scorer"] = NullScorer  # this process does nothing else
     uri, bundle = model(request)
+    scorer = NullScorer if request.null_network else Scorer
     arrivals: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         config = request.job.screening.model_copy(update={"run_id": "bench"})
@@ -50,9 +49,9 @@ def pipeline(request: Request, _: Ready) -> Facts:
             in_flight = int(max(resources.cpus, config.scorers, 1))
             least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
             films = _catalogue(repeated(request, max(request.images, least)))
-            plan = screening._plan(config, uri, bundle, resources.gpus > 0, len(films))
+            plan = screening.decide(config, uri, bundle, resources.gpus > 0, len(films))
             run = Run(job, bundle, films, asdict(plan))
-            for rows in screening.score(job, bundle, plan, run.begin(), resources):
+            for rows in screening.score(job, bundle, plan, run.begin(), resources, scorer):
                 run.stage(rows)
                 arrivals.append((time.monotonic(), len(rows)))
             run.publish(run.reconcile(), {})

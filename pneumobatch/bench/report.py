@@ -32,6 +32,7 @@ class Setup:
     model_id: str
     precision: Precision
     hardware_precision: Precision
+    batch: int
     compile: bool
     compiled_already: bool
 
@@ -104,7 +105,7 @@ def _subject(job: Job, setup: Setup) -> str:
     formats = ", ".join(f"{count} {name}" for name, count in setup.formats.items())
     reasons = ", ".join(f"{count} {name}" for name, count in setup.left_out.items())
     return (
-        f"{setup.model_id}, {setup.precision}, batches of {job.screening.batch_size}; "
+        f"{setup.model_id}, {setup.precision}, batches of {setup.batch}; "
         f"CPUs: {setup.cpus}, GPUs: {setup.gpus}; "
         f"{len(setup.uris)} films ({formats}) of {setup.listed} in {job.archive.uri}"
         + (f"; left out: {reasons}" if reasons else "")

@@ -80,7 +80,7 @@ def memory(job: Job) -> Findings:
         yield Finding("memory", f"{text}; {workers} scorers need about 1 GiB each", "note", f"--cluster.num_cpus {fit}")
     else:
         yield Finding("memory", text)
-    store = cluster._object_store_bytes(job.cluster)
+    store = cluster.object_store_bytes(job.cluster)
     shared = Path("/dev/shm")  # noqa: S108  # where Ray keeps its object store
     space = shutil.disk_usage(shared).free if shared.is_dir() else 0
     text = f"object store {gib(store)}, /dev/shm has {gib(space)}"

@@ -21,6 +21,13 @@ from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import Classifier
 
 Precision = Literal["fp32", "bf16"]
+BATCH = {"cpu": 8, "cuda": 128}
+"""Default images a forward pass; a core's cache holds no more than 8 films' feature maps."""
+
+THREADS = 1
+"""Threads of a scoring process: a process a core is quicker than one process with many threads, not least because a
+compiled network holds the interpreter's lock."""
+
 Logits = Callable[[Tensor], Tensor]
 """uint8[B, S, S] → float32[B, 2]."""
 
@@ -62,22 +69,26 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def compiled_path(bundle: bundles.Bundle, precision: Precision, batch: int, device: torch.device) -> Path:
-    """Where the compiled network of this bundle for this machine and batch lies, whether it is there or not."""
+def compiled_path(bundle: bundles.Bundle, precision: Precision, batch: int, device: torch.device, threads: int) -> Path:
+    """Where the compiled network of this bundle for this machine lies, whether it is there or not.
+
+    The batch and the number of threads are part of what is compiled.
+    """
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    key = [bundle.identity(), torch.__version__, hardware, hardware_precision(device), precision, str(batch)]
+    settings = f"{precision} {batch} {1 if device.type == 'cuda' else threads}"
+    key = [bundle.identity(), torch.__version__, hardware, hardware_precision(device), settings]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:20]
     home = os.environ.get("PNEUMOBATCH_CACHE") or Path.home() / ".cache" / "pneumobatch"
     return Path(home) / "compiled" / f"{bundle.model_id}-{digest}.pt2"
 
 
 def compiled(uri: str, bundle: bundles.Bundle, precision: Precision, batch: int, device: torch.device) -> Logits:
-    """Loads the compiled network for a fixed batch, compiling it first where this machine has not done so.
+    """Loads the compiled network for a fixed batch and this process's threads, compiling it first where this machine has not done so.
 
     Raises:
         RuntimeError: It cannot be compiled; the message carries the compiler's words.
     """
-    path = compiled_path(bundle, precision, batch, device)
+    path = compiled_path(bundle, precision, batch, device, torch.get_num_threads())
     if not path.exists():
         with _lock(path.with_suffix(".lock")):  # of several scorers on a machine one compiles and the others wait
             if not path.exists():

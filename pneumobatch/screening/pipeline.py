@@ -40,7 +40,7 @@ def screen(job: Job) -> dict[str, Any]:
     bundle = bundles.load(uri)
     films = catalog.build(job.archive)
     with cluster.engine(job.cluster) as resources:
-        plan = _plan(job.screening, uri, bundle, resources.gpus > 0, len(films))
+        plan = decide(job.screening, uri, bundle, resources.gpus > 0, len(films))
         run = Run(job, bundle, films, asdict(plan))
         if run.record:
             say(f"run {run.run_id}: already published, nothing to do")
@@ -57,18 +57,25 @@ def screen(job: Job) -> dict[str, Any]:
         first: float | None = None
         if len(todo):
             with track("screen", len(todo), "images") as advance:
-                done, began = 0, time.monotonic()
+                done, head = 0, 0
                 for rows in score(job, bundle, plan, todo, resources):
                     run.stage(rows)
-                    first = first or time.monotonic() - started
+                    now = time.monotonic() - started
                     done += len(rows)
-                    advance(done, f"{done / (time.monotonic() - began):.0f} images/s")
+                    if first is None:
+                        first, head = now, done
+                    advance(done, f"{(done - head) / (now - first):.0f} images/s" if done > head else "")
     rows = run.reconcile()
     return run.publish(rows, _facts(job, resources, started, first, len(todo)))
 
 
 def score(
-    job: Job, bundle: bundles.Bundle, plan: Plan, films: pa.Table, resources: cluster.Resources
+    job: Job,
+    bundle: bundles.Bundle,
+    plan: Plan,
+    films: pa.Table,
+    resources: cluster.Resources,
+    scorer: type[Scorer] = Scorer,
 ) -> Iterator[pa.Table]:
     """Streams scored rows of catalogue rows, in no order: catalogue → fetch and decode → score.
 
@@ -90,24 +97,25 @@ def score(
         ray.data.from_arrow(chunks)
         .map_batches(decoder, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
-            Scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
+            scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
             compute=ActorPoolStrategy(size=scorers), **per_scorer,
         )
     )  # fmt: skip
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _plan(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
+def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
     """Decides once how the run scores; a resumed run keeps to it."""
     device = torch.device("cuda" if gpu else "cpu")
     precision = scoring.hardware_precision(device) if config.precision == "auto" else config.precision
+    batch = config.batch_size or scoring.BATCH["cuda" if gpu else "cpu"]
     compiling = config.compile == "on"
     if config.compile == "auto":
-        cached = scoring.compiled_path(bundle, precision, config.batch_size, device).exists()
+        cached = scoring.compiled_path(bundle, precision, batch, device, scoring.THREADS).exists()
         compiling = cached or (images >= COMPILE_PAYS_IMAGES and scoring.compiler() is not None)
     if compiling and not scoring.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    return Plan(uri, config.batch_size, precision, compiling, device.type, threads=1)
+    return Plan(uri, batch, precision, compiling, device.type, scoring.THREADS)
 
 
 def _facts(job: Job, resources: cluster.Resources, started: float, first: float | None, images: int) -> dict[str, Any]:

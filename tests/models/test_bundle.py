@@ -71,7 +71,7 @@ def test_compiled_network_agrees_and_is_cached(
     bundle = bundles.load(bundle_uri)
     films = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
     device = torch.device("cpu")
-    path = scoring.compiled_path(bundle, "fp32", 2, device)
+    path = scoring.compiled_path(bundle, "fp32", 2, device, torch.get_num_threads())
     assert not path.exists()
     first = scoring.compiled(bundle_uri, bundle, "fp32", 2, device)(films)
     assert path.exists()

@@ -61,9 +61,8 @@ def test_every_catalogued_image_ends_as_one_row(
         assert (row["reason"] is None) == (row["status"] == "scored")
         assert row["uri"] is None  # the archive holds DICOM files
     assert not (tmp_path / "_staging").exists() or not list((tmp_path / "_staging").iterdir())
-    counted = duckdb.sql(f"SELECT count(*) FROM '{tmp_path}/predictions/**/*.parquet' WHERE label = 1").fetchone()
-    assert counted is not None
-    assert counted[0] > 0
+    query = f"SELECT count(*) FROM '{tmp_path}/predictions/**/*.parquet' WHERE label = 1"
+    assert duckdb.execute(query).fetchall() == [(table["label"].to_pylist().count(1),)]
 
 
 def test_a_finished_run_does_nothing_and_another_model_may_not_take_its_name(
@@ -170,7 +169,7 @@ def test_real_films_and_dicom_samples(
     assert record["counts"] == {"catalogued": 220, "scored": 220, "rejected": 0, "failed": 0, "duplicate": 0}
     table = published(tmp_path / "originals", record)
     assert table["uri"].null_count == 0
-    assert min(table["width"].to_pylist()) > 500
+    assert min(table["width"].to_pylist()) > 400
     record = screen(job(shared / "dicom", bundle_uri, tmp_path / "dicom"))
     rows = published(tmp_path / "dicom", record).to_pylist()
     found = [(row["status"], row["reason"]) for row in rows]  # in the order of the file names
