@@ -100,7 +100,7 @@ class GatedAttention(nn.Module):
         if self.fuse_spatial is not None:
             kernels.append(self.fuse_spatial.weight.flatten(1).to(x_BCHW.dtype).expand(count, -1, -1))
         pixels = x_BCHW.permute(0, 2, 3, 1).reshape(count, height * width, channels)
-        parts = list(torch.bmm(pixels, torch.cat(kernels, 1).transpose(1, 2)).split(self.fuse.in_channels, 2))
+        parts = list(torch.split(torch.bmm(pixels, torch.cat(kernels, 1).mT), self.fuse.in_channels, 2))
         if self.fuse_spatial is not None:
             parts[-1] = parts[-1] * self.spatial_map(x_BCHW).reshape(count, -1, 1)
         fused = sum(parts[1:], parts[0]).reshape(count, height, width, -1).permute(0, 3, 1, 2)

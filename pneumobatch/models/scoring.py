@@ -74,8 +74,9 @@ def compiled_path(bundle: bundles.Bundle, precision: Precision, batch: int, devi
 
     The batch and the number of threads are part of what is compiled.
     """
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    settings = f"{precision} {batch} {1 if device.type == 'cuda' else threads}"
+    cuda = device.type == "cuda"
+    hardware = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    settings = f"{precision} {batch} {1 if cuda else threads}"
     key = [bundle.identity(), torch.__version__, hardware, hardware_precision(device), settings]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:20]
     home = os.environ.get("PNEUMOBATCH_CACHE") or Path.home() / ".cache" / "pneumobatch"
