@@ -226,6 +226,7 @@ def _described(error: ValidationError, source: str) -> str:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; unexpected errors propagate."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    arguments = _with_joined_booleans(arguments)
     source = ""
     try:
         if len(arguments) > 1 and arguments[0] in app and not arguments[1].startswith("-"):
@@ -261,6 +262,17 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     errors.print(f"error: {text}", markup=False)
     return 2
+
+
+def _with_joined_booleans(arguments: list[str]) -> list[str]:
+    """Lets a switch be written as in a job file: `--key true` besides `--key` and `--no-key`."""
+    joined: list[str] = []
+    for word in arguments:
+        if word.lower() in {"true", "false"} and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word.lower()}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _sections(verb: str) -> list[str]:

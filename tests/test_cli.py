@@ -82,4 +82,7 @@ def test_catalog_writes_one_row_an_image_and_flags_win_over_the_file(
     assert len(set(table["image_id"].to_pylist())) == len(table)
     assert len(table) - table["duplicate_of"].null_count >= planted["duplicate"]
     assert table["uri"].null_count == len(table)  # there are DICOM files: no path leaves unless asked for
+    switch = ["--output.keep_source_uri", "true"]
+    assert cli.run(["catalog", str(job), "--output.uri", str(tmp_path), *switch]) == 0
+    assert pq.read_table(tmp_path / "catalog" / "catalog.parquet")["uri"].null_count == 0
     assert "byte-identical" in capsys.readouterr().out

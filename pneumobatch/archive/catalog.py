@@ -124,14 +124,15 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Args:
         catalog: From `build`.
-        keep_uri: Keep the source paths; None: unless a file of the catalogue is DICOM by its name.
+        keep_uri: Keep the source paths; None: unless a file may be DICOM by its name (.dcm, .dicom, no extension).
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
         under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
     """
     if keep_uri is None:
-        keep_uri = "dicom" not in catalog["format"].to_pylist()
+        named = zip(catalog["uri"].to_pylist(), catalog["format"].to_pylist(), strict=True)
+        keep_uri = all(kind != "dicom" and "." in uri.rsplit("/", 1)[-1] for uri, kind in named)
     key = os.environ.get(SITE_KEY)
     patients = [
         name if name is None or name.startswith("kermany:") else keyed_hash(name) if key else None

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pneumobatch import tables
-from pneumobatch.archive import fetch
+from pneumobatch.archive import fetch, headers
 from pneumobatch.archive.errors import DecodeError, DomainError
 from pneumobatch.archive.pixels import decode
 from pneumobatch.config import Gate
@@ -71,7 +71,7 @@ class FilmDecoder:
         except DomainError as error:
             return {**found, **error.facts, "status": Status.REJECTED, "reason": str(error.rule)}
         except DecodeError as error:
-            return {**found, "status": Status.FAILED, "reason": str(error.reason)}
+            return {**found, "status": Status.FAILED, "reason": str(error.reason), "format": _kind(data)}
         return {
             **found,
             **film.statistics,
@@ -82,6 +82,14 @@ class FilmDecoder:
             "width": film.width,
             "height": film.height,
         }
+
+
+def _kind(data: bytes) -> str | None:
+    """What a file is by its content, though it gave no film: what may be written of it depends on that."""
+    try:
+        return headers.sniff(data)
+    except DecodeError:
+        return None
 
 
 def pixels_of(rows: pa.Table, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pneumobatch import __version__
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import Classifier
 
@@ -77,14 +78,14 @@ def compiled_path(bundle: bundles.Bundle, precision: Precision, batch: int, devi
     cuda = device.type == "cuda"
     hardware = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
     settings = f"{precision} {batch} {1 if cuda else threads}"
-    key = [bundle.identity(), torch.__version__, hardware, hardware_precision(device), settings]
+    key = [bundle.identity(), __version__, torch.__version__, hardware, hardware_precision(device), settings]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:20]
     home = os.environ.get("PNEUMOBATCH_CACHE") or Path.home() / ".cache" / "pneumobatch"
     return Path(home) / "compiled" / f"{bundle.model_id}-{digest}.pt2"
 
 
 def compiled(uri: str, bundle: bundles.Bundle, precision: Precision, batch: int, device: torch.device) -> Logits:
-    """Loads the compiled network for a fixed batch and this process's threads, compiling it first where this machine has not done so.
+    """Loads the compiled network for a fixed batch and this process's threads; compiles it where that is not yet done.
 
     Raises:
         RuntimeError: It cannot be compiled; the message carries the compiler's words.

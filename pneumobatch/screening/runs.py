@@ -184,7 +184,8 @@ WITH latest AS (  -- a film tried again counts as its last try; equal tries are 
 ), numbered AS (
     SELECT *, row_number() OVER () AS position FROM catalogue
 ), joined AS (
-    SELECT n.*, l.* EXCLUDE (image_id, format), coalesce(l.format, n.format) AS found_format,
+    SELECT n.*, l.* EXCLUDE (image_id, format),
+        CASE WHEN l.sha256 IS NULL THEN n.format ELSE l.format END AS found_format,
         first_value(n.image_id) OVER (PARTITION BY l.sha256, l.status ORDER BY n.position) AS original
     FROM numbered n LEFT JOIN latest l USING (image_id)
 ), judged AS (

@@ -147,6 +147,9 @@ def test_paths_are_kept_unless_there_is_dicom(folder: Path) -> None:
     table = catalog.build(Archive(uri=str(folder)))
     assert catalog.publishable(table)["uri"].null_count == len(table)
     assert catalog.publishable(table, keep_uri=True)["uri"].null_count == 0
+    (folder / "x.dcm").rename(folder / "x")  # DICOM files often have no extension
+    table = catalog.build(Archive(uri=str(folder)))
+    assert catalog.publishable(table)["uri"].null_count == len(table)
 
 
 @pytest.mark.shared
