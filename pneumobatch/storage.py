@@ -5,6 +5,8 @@ Credentials and endpoints come from the environment's standard chain, never from
 """
 
 import os
+import random
+import time
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
@@ -81,16 +83,30 @@ def list_files(uri: str) -> Iterator[File]:
             yield File(path, info.size)
 
 
+READ_TRIES = 4
+"""Times that a remote object is asked for: stores truncate and reset, and SDKs give up on a body halfway."""
+
+
 def read_bytes(uri: str) -> bytes:
-    """Reads a whole file.
+    """Reads a whole file; an object of a remote store is tried again after a passing error.
 
     Raises:
         FileNotFoundError: It is not there.
-        OSError: The store failed.
+        OSError: The store failed each time.
     """
     where, path = filesystem(uri)
-    with where.open_input_file(path) as file:
-        return bytes(file.read())
+    tries = 1 if isinstance(where, fs.LocalFileSystem) else READ_TRIES
+    for attempt in range(1, tries + 1):
+        try:
+            with where.open_input_file(path) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if attempt == tries:
+                raise
+            time.sleep(0.2 * 4**attempt * random.uniform(0.5, 1))  # noqa: S311 - spreads the load, keeps no secret
+    raise AssertionError("unreachable")
 
 
 def write_bytes(uri: str, data: bytes) -> None:

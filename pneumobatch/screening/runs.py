@@ -181,13 +181,11 @@ _RECONCILE = """
 WITH latest AS (  -- a film tried again counts as its last try; equal tries are equal rows
     SELECT * FROM staged
     QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY status = 'failed', scored_at DESC) = 1
-), numbered AS (
-    SELECT *, row_number() OVER () AS position FROM catalogue
 ), joined AS (
     SELECT n.*, l.* EXCLUDE (image_id, format),
         CASE WHEN l.sha256 IS NULL THEN n.format ELSE l.format END AS found_format,
         first_value(n.image_id) OVER (PARTITION BY l.sha256, l.status ORDER BY n.position) AS original
-    FROM numbered n LEFT JOIN latest l USING (image_id)
+    FROM catalogue n LEFT JOIN latest l USING (image_id)
 ), judged AS (
     SELECT *, coalesce(status = 'scored' AND sha256 IS NOT NULL AND original <> image_id, false) AS copied FROM joined
 )
@@ -204,7 +202,8 @@ FROM judged ORDER BY position
 def _rows(run: Run, staged: pa.Table) -> pa.Table:
     """Joins catalogue and staged rows, names duplicates, and gives the table its published schema."""
     with duckdb.connect() as connection:
-        connection.register("catalogue", run.catalogue.drop_columns(["sha256", "uri"]))
+        listed = run.catalogue.drop_columns(["sha256", "uri"])
+        connection.register("catalogue", listed.append_column("position", pa.array(range(len(listed)))))
         connection.register("staged", staged)
         joined = connection.sql(_RECONCILE).to_arrow_table()
     lost = set(run.catalogue["image_id"].to_pylist()) & set(run.films["image_id"].to_pylist())
