@@ -4,6 +4,7 @@ Defaults < preset < job file < flags. Every section is frozen and forbids unknow
 `Field`, and the docstring under a key is its help text.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -13,8 +14,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-# Workers have working folders of their own: a relative path means the one where the job was started.
-Uri = Annotated[str, AfterValidator(lambda uri: uri if "://" in uri else str(Path(uri).expanduser().absolute()))]
+
+
+def _absolute(uri: str) -> str:
+    """Workers have working folders of their own: a relative path means the one where the job was started."""
+    # Not Path.resolve: a link to an archive is a name that its user chose.
+    return uri if "://" in uri else os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):

@@ -64,7 +64,7 @@ def screen(job: Job) -> dict[str, Any]:
                     done += len(rows)
                     if first is None:
                         first, head = now, done
-                    advance(done, f"{(done - head) / (now - first):.0f} images/s" if done > head else "")
+                    advance(done, f"{(done - head) / (now - first):.0f} images/s" if now - first > 5 else "")
     rows = run.reconcile()
     return run.publish(rows, _facts(job, resources, started, first, len(todo)))
 
