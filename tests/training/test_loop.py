@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumobatch.config import Job
+from pneumobatch.config import PAPER, Augmentation, Job
 from pneumobatch.training.loop import Films, Shard, Trainer, learning_rate, measures
 
 
@@ -66,11 +66,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one() -> None:
 
 
 def test_it_learns_and_validates_every_film_once() -> None:
-    job = _job(epochs=6)
+    job = _job(epochs=8).model_copy(update={"augmentation": Augmentation(**PAPER["augmentation"])})
     films = _films(64, 32)
     trainer = Trainer(job, (32, 32), torch.device("cpu"), Shard(0, 1))
     losses = []
-    for _ in range(6):
+    for _ in range(8):
         losses.append(trainer.train_epoch(films)["train_loss"])
         trainer.epoch += 1
     logits = trainer.validate(films)
