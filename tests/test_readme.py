@@ -20,7 +20,8 @@ def test_the_sql_runs_over_what_the_command_line_writes(
     assert cli.run(["screen", *archive, *place]) == 0
     assert cli.run(["evaluate", "--evaluation.bootstrap", "20", *place]) == 0
     assert str(tmp_path / "reports") in capsys.readouterr().out.replace("\n", "")
-    statements = [part for block in re.findall(r"```sql\n(.*?)```", README, re.DOTALL) for part in block.split(";\n")]
+    blocks = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    statements = [part for block in blocks for part in block.split(";\n") if part.strip()]
     assert len(statements) >= 4
     for statement in statements:
         rows = duckdb.execute(statement.replace("'out/", f"'{tmp_path}/")).fetchall()
