@@ -95,10 +95,13 @@ class Run:
             self._waiting = []
         self._flushed = time.monotonic()
 
-    def _staged(self) -> pa.Table:
-        """All staged rows that stand; a film that failed for a passing reason may have been tried again."""
+    def _parts(self) -> list[pa.Table]:
         folder = storage.join(self.staging, "parts")
-        parts = [storage.read_table(storage.join(folder, file.path)) for file in storage.list_files(folder)]
+        return [storage.read_table(storage.join(folder, file.path)) for file in storage.list_files(folder)]
+
+    def _staged(self) -> pa.Table:
+        """All staged rows that stand; a film that failed for a passing reason is tried again."""
+        parts = self._parts()
         if not parts:
             return pa.table({"image_id": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
         rows = pa.concat_tables(parts)
@@ -112,12 +115,10 @@ class Run:
             RuntimeError: The counts do not reconcile, or more images failed than `screening.failure_budget` allows.
         """
         self.flush()
-        folder = storage.join(self.staging, "parts")
-        parts = [storage.read_table(storage.join(folder, file.path)) for file in storage.list_files(folder)]
-        staged = pa.concat_tables(parts) if parts else None
-        if staged is None:
+        parts = self._parts()
+        if not parts:
             raise RuntimeError(f"run {self.run_id}: nothing was scored")
-        rows = _rows(self, staged)
+        rows = _rows(self, pa.concat_tables(parts))
         self._check(rows)
         return rows
 

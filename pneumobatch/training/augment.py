@@ -10,11 +10,11 @@ from pneumobatch.config import Augmentation
 
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:
-    """Draws what happens to each film: float32[count, 11], on the CPU.
+    """Draws what happens to each film: float32[count, 13], on the CPU.
 
     Drawn for the global batch and then sliced by rank, so that a film's fate does not depend on the number of workers.
     Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, and the
-    erased rectangle's centre packed with its half sides in `erase` columns below.
+    erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased).
     """
     uniform = torch.rand(count, 14, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])

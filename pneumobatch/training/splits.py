@@ -39,7 +39,7 @@ def validation_fold(
         held = 0
         for position in rng.permutation(len(group)):
             rows = members[group[position]]
-            if held and (held + len(rows) / 2 > wanted or position == len(group)):
+            if held and held + len(rows) / 2 > wanted:
                 continue
             fold[rows] = True
             held += len(rows)
