@@ -78,6 +78,8 @@ class Archive(Section):
     """Parquet archives: column with the encoded image."""
     uri_column: str = "uri"
     """Parquet archives without a bytes column: column with each image's path or URI (below the archive)."""
+    max_bytes: Annotated[int, Field(ge=1_024)] = 1_000_000_000
+    """Size of a file, bytes, above which it fails as `too_large` before it is read whole."""
     max_pixels: Annotated[int, Field(ge=1_024)] = 100_000_000
     """Pixels (width × height) above which an image fails as `too_many_pixels` before it is decoded."""
 
@@ -230,8 +232,13 @@ class Screening(Section):
     """Arithmetic of scoring; auto: bf16 where the hardware has it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network; auto: when the archive is long enough to pay for it and a C++ compiler is there."""
+    nightly: bool = False
+    """Take only what is new or changed since this model's published runs, then evaluate, measure drift, and leave the
+    review list, the discrepancy list and the report: what a scheduler starts every night."""
     failure_budget: Fraction = 0.05
     """Share of images that may fail before the run counts as failed (all readable ones are scored first)."""
+    failures_allowed: Annotated[int, Field(ge=0)] = 0
+    """Failed images that are within the budget however few images a run has: one bad file in a quiet night."""
     gate: Gate = Gate()
     """The domain gate."""
 
@@ -241,6 +248,8 @@ class Evaluation(Section):
 
     run_id: str | None = None
     """Run to evaluate; default: the latest published run under output.uri."""
+    scope: Literal["run", "model"] = "run"
+    """run: that run's images; model: the latest row of every image in this model's runs up to that one."""
     labels: Uri | None = None
     """CSV or Parquet of labels that arrived later (columns as archive.*); default: the labels in the predictions."""
     thresholds: Annotated[int, Field(ge=2, le=1001)] = 101
@@ -255,6 +264,12 @@ class Evaluation(Section):
     """Local prevalence at which PPV and NPV are given; default: that of the labelled images."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the bootstrap."""
+    drift_images: Annotated[int, Field(ge=20)] = 100
+    """Scored films of a run below which drift is not judged: chance moves small samples."""
+    drift_psi: Positive = 0.25
+    """Population stability index above which a distribution counts as drifted (0.1 is usually called moderate)."""
+    review_images: Annotated[int, Field(ge=0)] = 200
+    """Length of the review and discrepancy lists that the report shows; the tables hold all."""
 
 
 class Output(Section):
@@ -284,6 +299,8 @@ class Bench(Section):
     """Images a measurement; files are repeated to reach it."""
     repeats: Annotated[int, Field(ge=1, le=20)] = 1
     """Rounds; medians are reported."""
+    catalog_sizes: tuple[Count, ...] = ()
+    """Sizes for the table of catalogue, anti-join, publish and summary, rows; such as [10000, 100000, 1000000]."""
     image_counts: tuple[Count, ...] = ()
     """Archive sizes for the cost-against-size table, images; such as [200, 2000]."""
 

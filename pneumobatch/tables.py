@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: first; 2: `version`, the keyed identities, and label versions of summaries. `upgraded` reads older files."""
 
 
 class Status(StrEnum):
@@ -42,9 +43,18 @@ DICOM_ALLOWED: dict[str, pa.DataType] = {
 }
 """The only attributes of a DICOM file that leave the reader (besides its rows and columns)."""
 
+KEYED: dict[str, pa.DataType] = {
+    "accession": pa.string(),  # of AccessionNumber
+    "study": pa.string(),  # of StudyInstanceUID
+    "instance": pa.string(),  # of SOPInstanceUID
+}
+"""Keyed hashes of a DICOM file's identifiers, for joins with labels and reports; NULL without the site's key. The
+patient (of PatientID) has a column of its own, as archives that are not DICOM know patients too."""
+
 _CATALOG_HEAD = {
     "image_id": pa.string(),
     "uri": pa.string(),
+    "version": pa.string(),  # keyed hash of the store's entity tag or time of change, and size: changes with the object
     "format": pa.string(),
     "bytes": pa.int64(),
     "sha256": pa.string(),
@@ -56,6 +66,7 @@ _CATALOG_HEAD = {
 _PREDICTION_HEAD = {
     "image_id": pa.string(),
     "uri": pa.string(),
+    "version": pa.string(),
     "status": pa.string(),
     "reason": pa.string(),
     "duplicate_of": pa.string(),
@@ -66,6 +77,7 @@ _PREDICTION_HEAD = {
     "run_id": pa.string(),
     "label": pa.int8(),
     "patient": pa.string(),
+    **KEYED,
     "format": pa.string(),
     "scored_at": pa.timestamp("us", tz="UTC"),
 }
@@ -122,6 +134,28 @@ def subgroup_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _FIXED or name in {"sex", "view", "manufacturer"}]
 
 
+def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Gives a table of this or an older schema version the columns of `schema`, in its order.
+
+    Columns that the older version did not have are NULL; those that `schema` does not name (subgroups) stay, at the end.
+
+    Raises:
+        ValueError: It was written by a newer version than this one reads.
+    """
+    version = int((table.schema.metadata or {}).get(b"pneumobatch.schema", b"1"))
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"a table of schema version {version} is newer than version {SCHEMA_VERSION}; update pneumobatch"
+        )
+    names = [*schema.names, *(name for name in table.column_names if name not in schema.names)]
+    fields = [schema.field(name) if name in schema.names else table.schema.field(name) for name in names]
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in fields
+    ]
+    return pa.table(columns, schema=pa.schema(fields, metadata=schema.metadata))
+
+
 def catalog_schema(subgroups: Iterable[str]) -> pa.Schema:
     """Schema of the catalogue: one row an image; `subgroups` are further string columns from the label table."""
     return _versioned(_CATALOG_HEAD | dict.fromkeys(subgroups, pa.string()))
@@ -159,6 +193,8 @@ def summary_schema() -> pa.Schema:
         {
             "run_id": pa.string(),
             "model_id": pa.string(),
+            "scope": pa.string(),  # run: this run's images; model: the latest row of every image up to this run
+            "label_version": pa.string(),  # hash of the labels used: the same labels, the same version
             "threshold_kind": pa.string(),  # bundle or grid
             "threshold": pa.float64(),
             "subgroup": pa.string(),  # "all" or the column's name

@@ -66,6 +66,7 @@ def build(config: Archive) -> pa.Table:
     columns = {
         "image_id": ids,
         "uri": [entry.uri for entry in entries],
+        "version": [None] * len(entries),
         "format": [_FORMATS.get(entry.path.rsplit(".", 1)[-1].lower()) for entry in entries],
         "bytes": [entry.size for entry in entries],
         "sha256": [None] * len(entries),

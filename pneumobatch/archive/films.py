@@ -32,6 +32,8 @@ def schema(size: int) -> pa.Schema:
             "format": pa.string(),
             **tables.STATISTICS,
             **tables.DICOM_ALLOWED,
+            "patient": pa.string(),
+            **tables.KEYED,
         }
     )
 

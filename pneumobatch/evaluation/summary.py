@@ -93,6 +93,7 @@ def summarise(predictions: pa.Table, options: config.Evaluation) -> pa.Table:
     """
     threshold = operating_threshold(predictions)
     head: dict[str, Any] = {name: pc.first(predictions[name]).as_py() for name in ("run_id", "model_id")}
+    head |= {"scope": options.scope, "label_version": None}
     head["evaluated_at"] = datetime.now(UTC)
     rows = [
         head | {"subgroup": subgroup, "value": value} | row

@@ -183,7 +183,7 @@ WITH latest AS (  -- a film tried again counts as its last try; equal tries are 
     SELECT * FROM staged
     QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY status = 'failed', scored_at DESC) = 1
 ), joined AS (
-    SELECT n.*, l.* EXCLUDE (image_id, format),
+    SELECT n.* EXCLUDE (patient), l.* EXCLUDE (image_id, format, patient), coalesce(n.patient, l.patient) AS patient,
         CASE WHEN l.sha256 IS NULL THEN n.format ELSE l.format END AS found_format,
         first_value(n.image_id) OVER (PARTITION BY l.sha256, l.status ORDER BY n.position) AS original
     FROM catalogue n LEFT JOIN latest l USING (image_id)
