@@ -56,7 +56,8 @@ def _finished(run: Run, tonight: Run, uri: str, films: Any, held: lease.Lease, l
     if run.record:
         return already(run)
     if run is tonight and not run.pin:
-        films = ledger.new(run.job.output.uri, run.bundle.model_id, films, [other.run_id for other in left])
+        pinned = [other.run_id for other in left if not other.record]  # by now: those that failed again
+        films = ledger.new(run.job.output.uri, run.bundle.model_id, films, pinned)
     return finish(run, uri, films, held)
 
 
