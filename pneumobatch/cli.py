@@ -143,11 +143,10 @@ def evaluate(
     output: Output = Output(),
 ) -> None:
     """Summarise a run's predictions against labels: rates with intervals, figures and a report."""
-    from pneumobatch.evaluation.evaluate import console_table
+    from pneumobatch.evaluation.console import told
     from pneumobatch.evaluation.evaluate import evaluate as run
 
-    result = run(_job(archive=archive, evaluation=evaluation, output=output))
-    _show(console_table(result), f"summaries  {result.summary_uri}", f"report  {result.report_uri}")
+    _show(*told(run(_job(archive=archive, evaluation=evaluation, output=output))))
 
 
 @app.command

@@ -139,6 +139,12 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
 
 
+def read_schema(uri: str) -> pa.Schema:
+    """Reads the columns and types of a Parquet file."""
+    where, path = filesystem(uri)
+    return pq.read_schema(path, filesystem=where)
+
+
 def read_cells(uri: str) -> pa.Table:
     """Reads a CSV or Parquet table with every column as text: a key such as 0012 must keep its zeros.
 
