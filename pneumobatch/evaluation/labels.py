@@ -17,8 +17,7 @@ from pneumobatch.identity import SITE_KEY, has_key, keyed_hashes
 IMAGE_ID = r"^[0-9a-f]{32}$"
 
 WIDEST_LAST = ("instance", "study", "accession")
-"""Identifiers of a label table's further columns, in the order in which they are believed: one image, a study, an
-order of several."""
+"""Identifiers of a label table's further columns: of one image, of a study, of an order of several."""
 
 
 def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
@@ -57,10 +56,10 @@ def _counted() -> pc.Expression:
 def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: bool = False) -> pa.Table:
     """Replaces the predictions' labels by those of a CSV or Parquet table.
 
-    Images are named by image_id, uri, path below the archive, or file name (with or without ending); further columns
-    `instance`, `study` and `accession` (SOPInstanceUID, StudyInstanceUID, AccessionNumber) name the images that the
-    first column does not, and a label of a study or an accession is that of all its images. Patients, as keyed hashes,
-    and subgroups are taken along where a prediction has none.
+    The key column names images by image_id, uri, path below the archive, or file name (with or without ending). Rows
+    in which it is empty, or a table without one, name them by `instance` (SOPInstanceUID), `study` (StudyInstanceUID)
+    or `accession` (AccessionNumber): the finest that the row has, and a label of a study or an accession is that of
+    all its images. Patients, as keyed hashes, and subgroups are taken along where a prediction has none.
 
     Args:
         predictions: `tables.prediction_schema`, or those of its columns that an evaluation reads.
@@ -75,12 +74,18 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
     table = storage.read_cells(uri)
     key, label = tables.label_columns(table.column_names, archive.key_column, archive.label_column, uri)
     labels = _parsed(table[label], uri)
-    kinds = [key] if archive.key_column else [key, *(n for n in WIDEST_LAST if n in table.column_names and n != key)]
+    kinds = [key]
+    if archive.key_column is None:
+        kinds = [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names]
     _check_key(predictions, table, kinds, uri)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
+    named = pa.chunked_array([pa.repeat(False, len(table))])
     for kind in kinds:
+        # A row of one image must not label the others of its study.
+        cells = pc.if_else(pc.or_(named, pc.equal(pc.utf8_trim_whitespace(table[kind]), "")), None, table[kind])
+        named = pc.or_(named, cells.is_valid())
         if kind not in tables.KEYED or has_key():
-            index = pc.coalesce(index, *_rows(predictions, table[kind], kind, labels, uri))
+            index = pc.coalesce(index, *_rows(predictions, cells, kind, labels, uri))
     if index.null_count == len(index) and len(table) and not growing:
         raise ValueError(
             f"{uri}: none of its {len(table)} keys ({', '.join(kinds)}) fits an image of the run; check "
@@ -127,7 +132,7 @@ def _rows(
 ) -> Iterator[pa.ChunkedArray]:
     """Yields each prediction's row in the label table, or NULL, by one way of naming it after the other."""
     keyed = kind in tables.KEYED
-    keys = keyed_hashes(cells, kind) if keyed else pc.if_else(pc.equal(cells, ""), None, cells)
+    keys = keyed_hashes(cells, kind) if keyed else cells
     _check_unique(keys, labels, kind, uri)
     keys = keys.combine_chunks()
     if keyed:
