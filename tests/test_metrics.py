@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pneumobatch import metrics
+from pneumobatch.metrics.curves import Ranking, Weighted
 
 PAPER = metrics.Counts(tp=207, fp=12, tn=196, fn=1)
 
@@ -73,6 +74,22 @@ def test_counts_merge_regardless_of_order_and_partition(rows, random, cut):
     parts = [rows[:cut], rows[cut:]]
     assert sum((metrics.count(split(p)[0], split(p)[1] >= 0.5) for p in parts), metrics.Counts()) == whole
     assert whole.total == len(rows)
+
+
+matrices = st.lists(st.tuples(*[st.integers(0, 50)] * 4), min_size=1, max_size=20)
+
+
+@EXAMPLES
+@given(matrices)
+def test_rates_of_many_matrices_are_those_of_each(rows):
+    columns = metrics.rates(np.array(rows))
+    for i, row in enumerate(rows):
+        counts = metrics.Counts(*row)
+        for name in metrics.RATES:
+            found = [columns[f"{name}{bound}"][i] for bound in ("", "_low", "_high")]
+            low, high = counts.interval(name) or (None, None)
+            wanted = [np.nan if v is None else v for v in (counts.rate(name), low, high)]
+            assert np.array_equal(found, wanted, equal_nan=True)
 
 
 @EXAMPLES
@@ -173,6 +190,34 @@ def test_bootstrap_repeats_with_its_seed_and_leaves_undefined_draws_out():
     assert np.array_equal(first, second)
     rare = metrics.bootstrap([1, 0, 0], [0.9, 0.1, 0.5], None, 200, 0)["auroc"]
     assert 0 < rare.size < 200
+
+
+def test_many_films_need_fewer_resamples():
+    assert [metrics.enough_resamples(1000, n) for n in (0, 10, 5000, 10_000, 10**6)] == [1000, 1000, 1000, 500, 200]
+    assert metrics.enough_resamples(100, 10**6) == 100
+    assert metrics.enough_resamples(0, 10**6) == 0
+
+
+def test_a_thinned_curve_keeps_its_statistics():
+    labels, scores = draw(films=60_000, digits=12)
+    whole = Ranking.of(labels, scores)
+    thin = whole.thinned(8192)
+    assert thin.last.size <= 8192 < whole.last.size
+    weights = np.random.default_rng(0).integers(0, 4, (3, 60_000)).astype(float)
+    for name, limit in (("auroc", 1e-6), ("average_precision", 1e-4), ("brier", 1e-15), ("ece", 1e-15)):
+        statistic = metrics.STATISTICS[name]
+        np.testing.assert_allclose(statistic(Weighted(thin, weights)), statistic(Weighted(whole, weights)), atol=limit)
+
+
+def test_resamples_of_a_block_are_those_of_films_repeated():
+    labels, scores = draw(films=70, digits=1)
+    weights = np.random.default_rng(1).integers(0, 4, (5, 70))
+    ranking = Ranking.of(labels, scores)
+    for name, statistic in metrics.STATISTICS.items():
+        found = statistic(Weighted(ranking, weights[:, ranking.order].astype(float)))
+        for value, times in zip(found, weights, strict=True):
+            repeated = np.repeat(labels, times), np.repeat(scores, times)
+            assert value == pytest.approx(metrics.over_thresholds(*repeated)[name])
 
 
 def test_perfect_separation_claims_no_interval():

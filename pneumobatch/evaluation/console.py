@@ -57,7 +57,9 @@ def _drift(result: Result) -> str:
         return f"not judged: {films:,} scored films are fewer than evaluation.drift_images"
     drifted = sorted((row for row in judged if row["drifted"]), key=lambda row: -abs(row["value"]) / row["bound"])
     named = ", ".join(_measure(row) for row in drifted[:3]) + (", …" if len(drifted) > 3 else "")
-    return f"{len(drifted) or 'none'} of {len(judged)} measures" + (f" ({named})" if named else "")
+    few = any(row["drifted"] is None and row["measure"] != "ks" for row in rows)
+    text = f"{len(drifted) or 'none'} of {len(judged)} measures" + (f" ({named})" if named else "")
+    return text + ("; too few scored films for the others" if few else "")
 
 
 def _measure(row: dict[str, Any]) -> str:

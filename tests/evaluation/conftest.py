@@ -127,7 +127,9 @@ def publish() -> Publish:
     def write(folder: Path, films: pa.Table, record: dict[str, Any], run_id: str, date: str) -> None:
         path = f"predictions/model_id={record['model_id']}/run_date={date}/{run_id}.parquet"
         index = films.column_names.index("model_id")
-        films = films.set_column(index, films.schema.field(index), pa.array([record["model_id"]] * len(films)))
+        films = films.set_column(
+            index, films.schema.field(index), pa.array([record["model_id"]] * len(films), pa.string())
+        )
         storage.write_table(storage.join(str(folder), path), films)
         counts = {"catalogued": len(films)} | {str(s): films["status"].to_pylist().count(s) for s in tables.Status}
         mine = {"run_id": run_id, "predictions": [path], "finished_at": f"{date}T02:10:00+00:00", "counts": counts}

@@ -112,3 +112,39 @@ def test_films_of_unknown_patient_are_patients_of_their_own(predictions):
     partly = put(predictions, "patient", [None, *predictions["patient"].to_pylist()[1:]])
     assert len(set(scored(partly).patients.tolist())) == len(set(scored(predictions).patients.tolist())) + 1
     assert scored(put(predictions, "patient", [None] * len(predictions))).patients is None
+
+
+def test_a_thousand_values_of_a_subgroup_keep_their_counts(make_predictions):
+    films = make_predictions(6000, seed=2)
+    sites = [f"site-{i * 7919 % 1000}" if i % 2 else "large" for i in range(len(films))]
+    many = films.append_column("site", pa.array(sites))
+    summary = summarise(many, OPTIONS.model_copy(update={"min_cell": 6}), RECORD)
+    rows = [r for r in summary.to_pylist() if r["subgroup"] == "site" and r["threshold_kind"] == "bundle"]
+    assert sum(r["images"] for r in rows) == len(films) and len(rows) == len(set(sites))
+    counted = films.filter((pc.field("status") == "scored") & pc.field("label").is_valid())
+    large = [r for r, site in zip(films.to_pylist(), sites, strict=True) if site == "large" and r["status"] == "scored"]
+    large = [r for r in large if r["label"] is not None]
+    counts = metrics.count([r["label"] for r in large], [r["predicted_label"] for r in large])
+    row = pick(summary, "site", "large")
+    assert metrics.Counts(row["tp"], row["fp"], row["tn"], row["fn"]) == counts
+    assert row["sensitivity"] == counts.rate("sensitivity")
+    assert (row["f1_low"], row["f1_high"]) == counts.interval("f1")
+    assert row["auroc"] == pytest.approx(metrics.auroc([r["label"] for r in large], [r["probability"] for r in large]))
+    assert sum(r["labelled"] or 0 for r in rows) <= len(counted)
+    assert {r["suppressed"] for r in rows} == {True, False}
+
+
+def test_dictionary_columns_summarise_as_text_does(predictions, summary):
+    names = ["status", "reason", "run_id", "model_id", "sex", "view", "manufacturer", "etiology"]
+    encoded = predictions
+    for name in names:
+        encoded = encoded.set_column(encoded.column_names.index(name), name, encoded[name].dictionary_encode())
+    again = summarise(encoded, OPTIONS, RECORD)
+    assert again.drop_columns("evaluated_at").equals(summary.drop_columns("evaluated_at"))
+
+
+def test_films_of_several_runs_are_one_scope(predictions):
+    runs = ["a" if i % 2 else "b" for i in range(len(predictions))]
+    options = OPTIONS.model_copy(update={"scope": "model"})
+    row = pick(summarise(put(predictions, "run_id", runs), options, RECORD))
+    assert (row["scope"], row["run_id"], row["images"]) == ("model", RECORD["run_id"], len(predictions))
