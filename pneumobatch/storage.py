@@ -144,6 +144,12 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return file.read(None if columns is None else [name for name in columns if name in names])
 
 
+def read_schema(uri: str) -> pa.Schema:
+    """Reads the columns and types of a Parquet file."""
+    where, path = filesystem(uri)
+    return pq.read_schema(path, filesystem=where)
+
+
 def read_cells(uri: str) -> pa.Table:
     """Reads a CSV or Parquet table with every column as text: a key such as 0012 must keep its zeros.
 

@@ -93,7 +93,11 @@ def write_bundle(folder: Path) -> None:
     torch.manual_seed(0)
     config = Network(name="attention_resnet18", image_size=64)
     bundle = bundles.Bundle(
-        network=config, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5, target="none"
+        network=config,
+        preprocessing=bundles.Preprocessing(image_size=64),
+        temperature=1.5,
+        threshold=0.5,
+        target="none",
     )
     bundles.save(str(folder), bundle, build(config).state_dict(), pa.table({"epoch": [1.0]}), "# MODEL_ID\n")
 

@@ -63,7 +63,9 @@ class Planted:
         for name in NAMES.values():
             found |= {part for part in name.replace("=", "^").split("^") if len(part) > 1}
         encoded = {text.encode() for text in found} | {text.encode("unicode_escape") for text in found}
-        for charset, name in zip(("latin-1", "iso8859-5", "iso8859-7", "utf-8", "euc-kr", "tis-620"), NAMES.values(), strict=True):
+        for charset, name in zip(
+            ("latin-1", "iso8859-5", "iso8859-7", "utf-8", "euc-kr", "tis-620"), NAMES.values(), strict=True
+        ):
             encoded |= {part.encode(charset, "ignore") for part in name.replace("=", "^").split("^")}
         return sorted(needle for needle in encoded if len(needle) > 3)
 

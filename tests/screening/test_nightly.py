@@ -56,9 +56,7 @@ def job(folder: Path, bundle: str, **more: Any) -> Job:
 
 
 def rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()
-    ]
+    return [row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()]
 
 
 def names(folder: Path, record: dict[str, Any]) -> list[str]:
