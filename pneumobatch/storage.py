@@ -87,7 +87,11 @@ READ_TRIES = 4
 """Times that a remote object is asked for: stores truncate and reset, and SDKs give up on a body halfway."""
 
 
-def read_bytes(uri: str) -> bytes:
+class TooLargeError(OSError):
+    """A file is larger than its reader allows."""
+
+
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """Reads a whole file; an object of a remote store is tried again after a passing error.
 
     Raises:
@@ -99,8 +103,10 @@ def read_bytes(uri: str) -> bytes:
     for attempt in range(1, tries + 1):
         try:
             with where.open_input_file(path) as file:
+                if limit is not None and file.size() > limit:
+                    raise TooLargeError("the file is larger than allowed")
                 return bytes(file.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, TooLargeError):
             raise
         except OSError:
             if attempt == tries:
