@@ -1,4 +1,4 @@
-"""Trials that kill a screening run or its object store at random moments, start it again, and compare what is published.
+"""Trials that kill a screening run or its object store at random moments, start it again, and compare the results.
 
     python -m tests.chaos --trials 100 --seed 0 [--kinds driver,raylet,…] [--store URL]
 

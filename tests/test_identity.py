@@ -1,9 +1,9 @@
 """No identity leaves: identifiers planted everywhere, the whole way with failures provoked, and every byte searched.
 
-What is planted is unique, so that any trace of it is a leak: in every text, name, date and UID element that the standard
-knows, in private elements and nested sequences, in several character sets, in file names and folders, and in the tables
-of labels. Searched are all files under the output, Ray's own logs, temporary files, and the console of every command,
-as they are and, where they are Parquet, as the values they hold.
+What is planted is unique, so that any trace of it is a leak: in every text, name, date and UID element that the
+standard knows, in private elements and nested sequences, in several character sets, in file names and folders, and in
+the tables of labels. Searched are all files under the output, Ray's own logs, temporary files, and the console of
+every command, as they are and, where they are Parquet, as the values they hold.
 """
 
 import csv

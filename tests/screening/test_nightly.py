@@ -1,4 +1,4 @@
-"""Nights of one archive on a real local engine: what is new, what changed, what was missed, and what never comes twice."""
+"""Nights of one archive on a real local engine: what is new, changed or missed, and what never comes twice."""
 
 import os
 import threading
