@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pneumobatch.archive.labels import SITE_KEY, keyed_hash
+from pneumobatch.identity import SITE_KEY, keyed_hash
 
 if TYPE_CHECKING:
     from pydicom import Dataset
