@@ -116,7 +116,7 @@ def _check(frame: bytes, shape: tuple[int, int, int]) -> None:
 
 
 def _shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples by the header of a JPEG, JPEG-LS or JPEG 2000 codestream; None where it has none."""
+    """Rows, columns and samples by the header of a JPEG, JPEG-LS or JPEG 2000 codestream; None if it has none."""
     if (start := frame.find(b"\xff\x4f\xff\x51", 0, 256)) >= 0:  # JPEG 2000, perhaps boxed: size and offset of the grid
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         (samples,) = struct.unpack_from(">H", frame, start + 40)
@@ -129,8 +129,8 @@ def _shape(frame: bytes) -> tuple[int, int, int] | None:
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):
-            rows, columns, samples = struct.unpack_from(">HHB", frame, at + 5)
-            return rows, columns, samples
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+            return (rows, columns, samples) if 2 <= precision <= 16 else None  # GDCM crashes on none
         else:
             at += 2 + int(struct.unpack_from(">H", frame, at + 2)[0])
     return None

@@ -153,6 +153,7 @@ def test_no_size_or_no_end_is_no_film() -> None:
         (b"\xff\xd8\xff\xff\xff\xc0\0\x0b\x0c\xff\xd9", "truncated"),
         (b"\xff\x4f\xff\x51\0\0\xff\xd9", "truncated"),
         (TWELVE_BITS[:-2], "truncated"),
+        (TWELVE_BITS.replace(b"\xff\xc1\0\x0b\x0c", b"\xff\xc1\0\x0b\0"), "corrupt"),
     ):
         with pytest.raises(DecodeError) as raised:
             grey(wrapped(codestream, uid.JPEGExtended12Bit))
