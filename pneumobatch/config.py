@@ -242,6 +242,15 @@ class Screening(Section):
     gate: Gate = Gate()
     """The domain gate."""
 
+    @model_validator(mode="after")
+    def _named_by_date(self) -> Self:
+        if self.nightly and self.run_id:
+            raise ValueError(
+                "screening.run_id: with screening.nightly every night is a run of its own, named by its date; leave "
+                "run_id out or set nightly to false"
+            )
+        return self
+
 
 class Evaluation(Section):
     """How predictions are summarised."""

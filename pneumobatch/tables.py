@@ -137,7 +137,7 @@ def subgroup_columns(names: Iterable[str]) -> list[str]:
 def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Gives a table of this or an older schema version the columns of `schema`, in its order.
 
-    Columns that the older version did not have are NULL; those that `schema` does not name (subgroups) stay, at the end.
+    Columns that the older version did not have are NULL; those that `schema` does not name (subgroups) stay behind.
 
     Raises:
         ValueError: It was written by a newer version than this one reads.

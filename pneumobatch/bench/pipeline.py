@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -50,8 +49,8 @@ def pipeline(request: Request, _: Ready) -> Facts:
             least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
             films = _catalogue(repeated(request, max(request.images, least)))
             plan = screening.decide(config, uri, bundle, resources.gpus > 0, len(films))
-            run = Run(job, bundle, films, asdict(plan))
-            for rows in screening.score(job, bundle, plan, run.begin(), resources, scorer):
+            run = Run(job, bundle)
+            for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):
                 run.stage(rows)
                 arrivals.append((time.monotonic(), len(rows)))
             run.publish(run.reconcile(), {})
