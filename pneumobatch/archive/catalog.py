@@ -103,22 +103,34 @@ def _parquet_entries(config: Archive, folder: str, path: str) -> Iterator[_Entry
     uri = storage.join(folder, path)
     where, inner = storage.filesystem(uri)
     try:
-        file = pq.ParquetFile(inner, filesystem=where)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"archive.uri: {uri} is not a Parquet file: {error}") from None
-    with file:
-        names = file.schema_arrow.names
-        if config.bytes_column in names:
-            for row in range(file.metadata.num_rows):
-                yield _Entry(f"{path}#{row:09d}", f"{uri}#{config.bytes_column}#{row}", None)
-        elif config.uri_column in names:
-            for value in file.read([config.uri_column])[config.uri_column].to_pylist():
-                yield _Entry(value, fetch.below_roots(value, folder, config.roots, uri), None)
-        else:
-            raise ValueError(
-                f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
-                f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
-            )
+        with pq.ParquetFile(inner, filesystem=where) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            # A row of no byte at all is no image; the number may be damaged like everything else.
+            fits = 0 <= rows <= where.get_file_info(inner).size
+            column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
+            kind = None if column is None else file.schema_arrow.field(column).type
+            paths = file.read([column])[column].to_pylist() if fits and column != config.bytes_column and column else []
+    except FileNotFoundError:
+        raise ValueError(f"archive.uri: {uri} does not exist") from None
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
+        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
+    if column is None:
+        raise ValueError(
+            f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
+            f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
+        )
+    if not fits:
+        raise ValueError(f"archive.uri: {uri} is damaged: it claims {rows} rows, and is not as many bytes long")
+    if column == config.bytes_column:
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
+        for row in range(rows):
+            yield _Entry(f"{path}#{row:09d}", f"{uri}#{column}#{row}", None)
+        return
+    for value in paths:
+        if not isinstance(value, str):
+            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
+        yield _Entry(value, fetch.below_roots(value, folder, config.roots, uri), None)
 
 
 def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:

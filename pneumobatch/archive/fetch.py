@@ -5,12 +5,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pneumobatch import storage
 
 CONCURRENCY = 16
 """Requests that one task keeps open against an object store."""
+
+
+class DamagedError(OSError):
+    """What holds the image cannot be read as what it claims to be."""
 
 
 def below_roots(value: str, folder: str, roots: Sequence[str], manifest: str) -> str:
@@ -48,21 +53,35 @@ def _group_starts(uri: str) -> list[int]:
         return starts
 
 
-def _row(uri: str, column: str, row: int) -> bytes:
+def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
     starts = _group_starts(uri)
     group = max(g for g, start in enumerate(starts) if start <= row)
-    return _row_group(uri, column, group)[row - starts[group]] or b""
+    data = _row_group(uri, column, group)[row - starts[group]] or b""
+    if not isinstance(data, bytes):
+        raise DamagedError("a cell of the Parquet archive holds no bytes")
+    if limit is not None and len(data) > limit:
+        raise storage.TooLargeError("the image is larger than allowed")
+    return data
+
+
+def forget() -> None:
+    """Drops what is kept of Parquet archives for their next rows."""
+    _row_group.cache_clear()
 
 
 def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
-    """Returns an image's bytes, or the error of an object that is missing or whose store fails."""
+    """Returns an image's bytes, or the error of one that is missing or too large, whose store fails or is damaged."""
     try:
         if "#" in uri and uri.count(".parquet#") == 1:
             file, column, row = uri.rsplit("#", 2)
-            return _row(file, column, int(row))
+            return _row(file, column, int(row), limit)
         return storage.read_bytes(uri, limit)
     except OSError as error:
         return error
+    except MemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, pa.ArrowException):  # Arrow's, on a damaged Parquet
+        return DamagedError("the Parquet archive is damaged")
 
 
 def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:
