@@ -33,8 +33,6 @@ from pneumobatch.config import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pneumobatch.evaluation.evaluate import Result
-
 EPILOGUE = (
     "Every verb takes a job file and flags; flags win over the file, the file over the defaults. A file may hold the "
     "sections of other verbs too. Lists repeat their flag. Research use only; not a medical device."
@@ -128,12 +126,13 @@ def screen(
     """Score an archive with a bundle: one row of predictions an image, published when whole; or a night of it."""
     job = _job(archive=archive, screening=screening, evaluation=evaluation, output=output, cluster=cluster)
     if job.screening.nightly:
+        from pneumobatch.evaluation.console import told
         from pneumobatch.screening.nightly import night
 
         done = night(job)
         _show(*(_published(record, output) for record in done.records))
         if done.result:
-            _show(*_evaluated(done.result))
+            _show(*told(done.result))
         if done.over_budget:
             raise RuntimeError("; ".join(done.over_budget))
         return
@@ -184,15 +183,10 @@ def evaluate(
     output: Output = Output(),
 ) -> None:
     """Summarise a run's predictions against labels: rates with intervals, figures and a report."""
+    from pneumobatch.evaluation.console import told
     from pneumobatch.evaluation.evaluate import evaluate as run
 
-    _show(*_evaluated(run(_job(archive=archive, evaluation=evaluation, output=output))))
-
-
-def _evaluated(result: "Result") -> list["RenderableType"]:
-    from pneumobatch.evaluation.evaluate import console_table
-
-    return [console_table(result), f"summaries  {result.summary_uri}", f"report  {result.report_uri}"]
+    _show(*told(run(_job(archive=archive, evaluation=evaluation, output=output))))
 
 
 @app.command

@@ -224,8 +224,8 @@ class Screening(Section):
     the bundle and the archive."""
     batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
     """Images a forward pass; 0: 8 on a CPU core, whose cache holds no more, and 128 on a GPU."""
-    block_images: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Images a decode task: the unit that is retried, and lost at most by a kill."""
+    block_images: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Images a decode task: the unit that is retried, and lost at most by a kill; 0: 64, more in long archives."""
     scorers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -1,4 +1,4 @@
-"""Trials that kill a screening run or its object store at random moments, start it again, and compare what is published.
+"""Trials that kill a screening run or its object store at random moments, start it again, and compare the results.
 
     python -m tests.chaos --trials 100 --seed 0 [--kinds driver,raylet,…] [--store URL]
 
@@ -93,7 +93,11 @@ def write_bundle(folder: Path) -> None:
     torch.manual_seed(0)
     config = Network(name="attention_resnet18", image_size=64)
     bundle = bundles.Bundle(
-        network=config, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5, target="none"
+        network=config,
+        preprocessing=bundles.Preprocessing(image_size=64),
+        temperature=1.5,
+        threshold=0.5,
+        target="none",
     )
     bundles.save(str(folder), bundle, build(config).state_dict(), pa.table({"epoch": [1.0]}), "# MODEL_ID\n")
 

@@ -25,6 +25,9 @@ from pneumobatch.screening.scorer import Plan, Scorer
 COMPILE_PAYS_IMAGES = 3000
 """From about so many images a compilation is paid back by one run on CPUs; later runs find it in the cache."""
 
+BLOCKS = 4096
+"""Blocks that an archive is divided into at most, until they hold as many images as a block should."""
+
 
 def screen(job: Job) -> dict[str, Any]:
     """Scores an archive to the end, from where an earlier start stopped; a finished run does nothing.
@@ -113,15 +116,16 @@ def score(
     decoded and scored where they are fetched, nothing is copied, and no stage can starve another on any number of
     CPUs. With accelerators decoding runs in CPU tasks of its own and only uint8 pictures travel.
     """
+    archive, gpu = job.archive, plan.device == "cuda"
     decoder = FilmDecoder(
-        bundle.preprocessing.image_size, job.archive.max_pixels, job.screening.gate, bundle.validated_age_years
-    )
+        bundle.preprocessing.image_size, archive.max_pixels, job.screening.gate, bundle.validated_age_years,
+        archive.max_bytes,
+    )  # fmt: skip
     rows = films.select(["image_id", "uri", "version"]).combine_chunks()
-    block = job.screening.block_images
+    block = block_images(job.screening, len(rows), gpu)
     chunks = [rows.slice(start, block) for start in range(0, len(rows), block)]
     scorers = job.screening.scorers or int(resources.gpus or resources.cpus) or 1
     scorers = min(scorers, len(chunks))
-    gpu = plan.device == "cuda"
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
 
     def decode(chunk: pa.Table) -> pa.Table:
@@ -136,6 +140,12 @@ def score(
         )
     )  # fmt: skip
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def block_images(config: Screening, images: int, gpu: bool) -> int:
+    """Images a block: a block costs the engine 8 ms and the driver 50 KB whatever it holds, so that a long archive has
+    larger ones. On accelerators pictures travel between stages, at 50 KB each."""
+    return config.block_images or min(max(images // BLOCKS, 64), 256 if gpu else 4096)
 
 
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:

@@ -27,7 +27,7 @@ from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
     "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "is_file", "is_folder", "join",
-    "list_files", "open_file", "read_bytes", "read_cells", "read_table", "scan", "write_bytes", "write_table",
+    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat", "write_bytes", "write_table",
 ]  # fmt: skip
 
 
@@ -84,6 +84,17 @@ def is_folder(uri: str) -> bool:
     """Whether a folder (or a prefix with objects) is there."""
     place, path = _place(uri)
     return bool(place.kind(path) == "folder")
+
+
+def stat(uri: str) -> File:
+    """Returns a file's name, size and version, the same as a listing of its folder.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    place, path = _place(uri)
+    size, version = place.stat(path)
+    return File(path.rpartition("/")[2], size, version)
 
 
 def scan(uri: str) -> Iterator[pa.RecordBatch]:
@@ -165,6 +176,12 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     with open_file(uri) as source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         return file.read(None if columns is None else [name for name in columns if name in names])
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """Reads the columns and types of a Parquet file."""
+    with open_file(uri) as source:
+        return pq.read_schema(source)
 
 
 def read_cells(uri: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Nights of one archive on a real local engine: what is new, what changed, what was missed, and what never comes twice."""
+"""Nights of one archive on a real local engine: what is new, changed or missed, and what never comes twice."""
 
 import os
 import threading
@@ -56,9 +56,7 @@ def job(folder: Path, bundle: str, **more: Any) -> Job:
 
 
 def rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()
-    ]
+    return [row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()]
 
 
 def names(folder: Path, record: dict[str, Any]) -> list[str]:
