@@ -27,7 +27,8 @@ from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
     "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "is_file", "is_folder", "join",
-    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat", "write_bytes", "write_table",
+    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
+    "write_bytes", "write_table",
 ]  # fmt: skip
 
 
