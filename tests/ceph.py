@@ -91,7 +91,10 @@ class Ceph:
             "auth service required": "none",
             "auth client required": "none",
             "auth allow insecure global id reclaim": "true",
-            **{f"ms {way} mode": "crc" for way in ("cluster", "service", "client", "mon cluster", "mon service", "mon client")},
+            **{
+                f"ms {way} mode": "crc"
+                for way in ("cluster", "service", "client", "mon cluster", "mon service", "mon client")
+            },
             "osd pool default size": 1,
             "osd pool default min size": 1,
             "osd pool default pg num": 4,
@@ -153,7 +156,7 @@ class Ceph:
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(self._daemons):
             try:
-                daemon.wait(5)
+                daemon.wait(1)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()

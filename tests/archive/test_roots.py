@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumobatch import storage
@@ -23,6 +23,7 @@ _HEAD = st.sampled_from(
 _ROOTS = ["/data/films", "s3://bucket/films", "memory://films/"]
 
 
+@settings(deadline=None)
 @given(_HEAD, st.lists(_PART, max_size=5).map("/".join))
 def test_nothing_outside_is_allowed(head: str, rest: str) -> None:
     uris = absolute(pa.array([head + rest]), "/data/films")
@@ -43,6 +44,7 @@ def test_nothing_outside_is_allowed(head: str, rest: str) -> None:
     assert "::" not in uri
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=4).map("/".join))
 def test_plain_paths_are_allowed(path: str) -> None:
     uris = pa.array([f"{root.rstrip('/')}/{path}" for root in _ROOTS])
