@@ -75,18 +75,27 @@ def stored_values(dataset: "Dataset", syntax: "UID") -> npt.NDArray[Any]:
 
     if dataset.BitsStored > 16 or (syntax.is_encapsulated and syntax.keyword not in _PLUGINS):
         raise DecodeError(Reason.UNSUPPORTED)
-    if not syntax.is_encapsulated:
-        if len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
-            raise DecodeError(Reason.TRUNCATED)
-        return get_decoder(syntax).as_array(dataset, index=0)[0]
+    if (
+        not syntax.is_encapsulated
+        and len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+    ):
+        raise DecodeError(Reason.TRUNCATED)
+    if keeps_unused_bits(syntax):  # pydicom would shift them away whatever HighBit says
+        plugin = _PLUGINS.get(syntax.keyword, "")
+        whole: Any = {"correct_unused_bits": False}
+        return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **whole)[0]
     plugin = _PLUGINS[syntax.keyword]
-    if syntax.keyword != "RLELossless":
-        _check(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.Rows, dataset.Columns)
+    _check(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.Rows, dataset.Columns)
     if syntax.keyword == "JPEGExtended12Bit" and dataset.BitsStored > 8:
         # GDCM tells the process from the codestream and reads 12 bits; only under this name pydicom does not ask it.
         dataset.file_meta.TransferSyntaxUID = syntax = JPEGLosslessSV1
         plugin = "gdcm"
     return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)[0]
+
+
+def keeps_unused_bits(syntax: "UID") -> bool:
+    """Whether whole cells are stored: uncompressed or by RLE; a codestream holds the bits of the value alone."""
+    return not syntax.is_encapsulated or syntax.keyword == "RLELossless"
 
 
 def _check(frame: bytes, rows: int, columns: int) -> None:
@@ -113,6 +122,8 @@ def _size(frame: bytes) -> tuple[int, int] | None:
     at = 2
     while frame[at : at + 1] == b"\xff":
         marker = frame[at + 1]
+        if marker in {0xD9, 0xDA}:  # the picture begins, or ends
+            return None
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):

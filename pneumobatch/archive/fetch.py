@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pneumobatch import storage
 
 CONCURRENCY = 16
 """Requests that one task keeps open against an object store."""
+
+
+class DamagedError(OSError):
+    """What holds the image cannot be read as what it claims to be."""
 
 
 _ROW = re.compile(r"(?s)(.*\.parquet)#([^#]*)#(\d+)")
@@ -37,24 +42,30 @@ def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
     starts = _group_starts(uri)
     group = bisect(starts, row) - 1
     data = _row_group(uri, column, group)[row - starts[group]] or b""
+    if not isinstance(data, bytes):
+        raise DamagedError("a cell of the Parquet archive holds no bytes")
     if limit is not None and len(data) > limit:
-        raise storage.TooLargeError(f"an image is larger than {limit} bytes")
+        raise storage.TooLargeError("the image is larger than allowed")
     return data
 
 
-def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
-    """Returns an image's bytes, or the error of an object that is missing or too large or whose store fails.
+def forget() -> None:
+    """Drops what is kept of Parquet archives for their next rows."""
+    _row_group.cache_clear()
 
-    Args:
-        uri: From the catalogue.
-        limit: Bytes that the caller is ready to read.
-    """
+
+def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
+    """Returns an image's bytes, or the error of one that is missing or too large, whose store fails or is damaged."""
     try:
         if found := _ROW.fullmatch(uri):
             return _row(found[1], found[2], int(found[3]), limit)
         return storage.read_bytes(uri, limit)
     except OSError as error:
         return error
+    except MemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, pa.ArrowException):  # Arrow's, on a damaged Parquet
+        return DamagedError("the Parquet archive is damaged")
 
 
 def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:

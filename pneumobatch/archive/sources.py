@@ -88,22 +88,37 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
     uri = storage.join(folder, file.path)
     try:
         with storage.open_file(uri) as source, pq.ParquetFile(source) as table:
-            names = table.schema_arrow.names
-            if config.bytes_column in names:
-                yield from _rows(table.metadata.num_rows, uri, config.bytes_column, file)
-            elif config.uri_column in names:
-                allowed = roots.Roots(config.roots or (folder,), uri)
-                for batch in table.iter_batches(_ROWS, columns=[config.uri_column]):
-                    uris = roots.absolute(pc.cast(batch.column(0), pa.string()), folder)
-                    unknown = [pa.nulls(len(uris), pa.int64()), pa.nulls(len(uris), pa.string())]
-                    yield pa.record_batch([allowed.required(uris), uris, *unknown], schema=SCHEMA)
-            else:
-                raise ValueError(
-                    f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
-                    f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
-                )
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"archive.uri: {uri} is not a readable Parquet file ({type(error).__name__})") from None
+            names, count = table.schema_arrow.names, table.metadata.num_rows
+            column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
+            kind = None if column is None else table.schema_arrow.field(column).type
+            values = table.read([column]).column(0) if column == config.uri_column and _text(kind) else None
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
+        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
+    if column is None:
+        raise ValueError(
+            f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
+            f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
+        )
+    if not 0 <= count <= file.size:  # a row of no byte at all is no image
+        raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} rows, and is not as many bytes long")
+    if column == config.bytes_column:
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
+        yield from _rows(count, uri, column, file)
+        return
+    if values is None:
+        raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
+    allowed = roots.Roots(config.roots or (folder,), uri)
+    for chunk in values.chunks:
+        uris = roots.absolute(pc.cast(chunk, pa.string()), folder)
+        unknown = [pa.nulls(len(uris), pa.int64()), pa.nulls(len(uris), pa.string())]
+        yield pa.record_batch([allowed.required(uris), uris, *unknown], schema=SCHEMA)
+
+
+def _text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _rows(count: int, uri: str, column: str, file: storage.File) -> Iterator[pa.RecordBatch]:
