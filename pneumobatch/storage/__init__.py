@@ -27,8 +27,8 @@ from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
     "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "is_file", "is_folder", "join",
-    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "write_bytes",
-    "write_table",
+    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
+    "write_bytes", "write_table",
 ]  # fmt: skip
 
 
@@ -85,6 +85,17 @@ def is_folder(uri: str) -> bool:
     """Whether a folder (or a prefix with objects) is there."""
     place, path = _place(uri)
     return bool(place.kind(path) == "folder")
+
+
+def stat(uri: str) -> File:
+    """Returns a file's name, size and version, the same as a listing of its folder.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    place, path = _place(uri)
+    size, version = place.stat(path)
+    return File(path.rpartition("/")[2], size, version)
 
 
 def scan(uri: str) -> Iterator[pa.RecordBatch]:

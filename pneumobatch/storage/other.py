@@ -1,6 +1,6 @@
 """Any other fsspec URL (memory://, gs://, abfs:// …), by fsspec and the package that it needs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -76,6 +76,17 @@ def kind(uri: str) -> Literal["file", "folder"] | None:
     return _asked(lambda: "file" if where.isfile(path) else "folder" if where.isdir(path) else None)
 
 
+def stat(uri: str) -> tuple[int, str]:
+    """Size and version of a file."""
+    where, path = resolve(uri)
+    info = _asked(lambda: where.info(path))
+    return int(info["size"] or 0), _version(info)
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    return str(next((info[name] for name in _VERSIONS if info.get(name)), ""))
+
+
 def scan(uri: str) -> Iterator[pa.RecordBatch]:
     """Lists a folder."""
     where, path = resolve(uri)
@@ -84,7 +95,7 @@ def scan(uri: str) -> Iterator[pa.RecordBatch]:
     ]
     for start in range(0, len(found), BATCH):
         part = found[start : start + BATCH]
-        versions = [str(next((info[name] for name in _VERSIONS if info.get(name)), "")) for _, info in part]
+        versions = [_version(info) for _, info in part]
         yield listing.batch([name for name, _ in part], [info["size"] or 0 for _, info in part], versions)
 
 

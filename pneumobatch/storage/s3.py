@@ -123,6 +123,14 @@ def kind(path: str) -> Literal["file", "folder"] | None:
     return "folder" if found.get("KeyCount") or not key else None
 
 
+def stat(path: str) -> tuple[int, str]:
+    """Size and version of an object."""
+    bucket, key = _split(path)
+    client = cached(key_client)
+    found = asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
+    return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
+
+
 def _prefix(key: str) -> str:
     return f"{key}/" if key else ""
 
