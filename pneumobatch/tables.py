@@ -185,8 +185,8 @@ def summary_schema() -> pa.Schema:
 
     A film is called pneumonia when probability >= threshold. Rates are 0–1 and come from the counts beside them.
     Intervals (95 %): Wilson for the proportions and prevalence; F1 by the Wilson interval of TP/(TP+FP+FN); percentile
-    bootstrap over patients (films where no patient is known) for auroc, average_precision, brier and ece, that of
-    ece moved back by its bootstrap bias; DeLong on the logit scale for auroc_delong. What does not depend on the
+    bootstrap over patients (films where no patient is known; fewer resamples above 5,000 films, see
+    metrics.enough_resamples) for auroc, average_precision, brier and ece, that of ece moved back by its bootstrap bias; DeLong on the logit scale for auroc_delong. What does not depend on the
     threshold stands in bundle rows only. Undefined values and intervals of no width are NULL.
     """
     counts = ("labelled", "positives", "negatives", "tp", "fp", "tn", "fn")
