@@ -1,6 +1,6 @@
 """`pneumobatch VERB JOB.toml [--section.key value …]`: parses and validates first, imports torch and ray afterwards.
 
-Exit codes: 0 done; 1 the job failed; 2 wrong usage or configuration.
+Exit codes: 0 done; 1 the job failed, or another start holds its run; 2 wrong usage or configuration.
 """
 
 import difflib
@@ -119,18 +119,58 @@ def screen(
     *,
     archive: Archive = Archive(),
     screening: Screening = Screening(),
+    evaluation: Evaluation = Evaluation(),
     output: Output = Output(),
     cluster: Cluster = Cluster(),
 ) -> None:
-    """Score an archive with a bundle: one row of predictions an image, published when whole."""
-    job = _job(archive=archive, screening=screening, output=output, cluster=cluster)
-    from pneumobatch import storage
+    """Score an archive with a bundle: one row of predictions an image, published when whole; or a night of it."""
+    job = _job(archive=archive, screening=screening, evaluation=evaluation, output=output, cluster=cluster)
+    if job.screening.nightly:
+        from pneumobatch.evaluation.console import told
+        from pneumobatch.screening.nightly import night
+
+        done = night(job)
+        _show(*(_published(record, output) for record in done.records))
+        if done.result:
+            _show(*told(done.result))
+        if done.over_budget:
+            raise RuntimeError("; ".join(done.over_budget))
+        return
     from pneumobatch.screening.pipeline import screen as run
 
-    record = run(job)
+    _show(_published(run(job), output))
+
+
+def _published(record: dict[str, Any], output: Output) -> str:
+    from pneumobatch import storage
+
     counts = ", ".join(f"{count} {name}" for name, count in record["counts"].items())
     paths = [f"predictions  {storage.join(output.uri, path)}" for path in record["predictions"]]
-    _show(f"run {record['run_id']}: {counts}", *paths)
+    return "\n".join([f"run {record['run_id']}: {counts}", *paths])
+
+
+@app.command
+def runs(job_file: JobFile = None, /, *, output: Output = Output()) -> None:
+    """List what ran under an output, with counts, and what was left unfinished."""
+    from pneumobatch.screening.ledger import console_table
+
+    _show(console_table(output.uri))
+
+
+@app.command
+def verify(
+    run_id: Annotated[str, cyclopts.Parameter(name="RUN", help="Id of a published run.")],
+    job_file: JobFile = None,
+    /,
+    *,
+    output: Output = Output(),
+) -> int:
+    """Prove a published run against its catalogue: hashes, counts, one row an image."""
+    from pneumobatch.screening.verify import verify as run
+
+    findings = run(output.uri, run_id)
+    _show(*(f"{'ok   ' if finding.right else 'WRONG'}  {finding.what}: {finding.told}" for finding in findings))
+    return 0 if all(finding.right for finding in findings) else 1
 
 
 @app.command
@@ -143,11 +183,10 @@ def evaluate(
     output: Output = Output(),
 ) -> None:
     """Summarise a run's predictions against labels: rates with intervals, figures and a report."""
-    from pneumobatch.evaluation.evaluate import console_table
+    from pneumobatch.evaluation.console import told
     from pneumobatch.evaluation.evaluate import evaluate as run
 
-    result = run(_job(archive=archive, evaluation=evaluation, output=output))
-    _show(console_table(result), f"summaries  {result.summary_uri}", f"report  {result.report_uri}")
+    _show(*told(run(_job(archive=archive, evaluation=evaluation, output=output))))
 
 
 @app.command
@@ -229,8 +268,8 @@ def run(arguments: list[str]) -> int:
     arguments = _with_joined_booleans(arguments)
     source = ""
     try:
-        if len(arguments) > 1 and arguments[0] in app and not arguments[1].startswith("-"):
-            path = Path(arguments[1])
+        if (word := _job_word(arguments)) is not None:
+            path = Path(word)
             data = read_job(path)
             _unknown(data, Job, "", path)
             source = f"{path}: "
@@ -254,7 +293,9 @@ def run(arguments: list[str]) -> int:
             raise
         text = str(error)
     except RuntimeError as error:
-        if type(error) is not RuntimeError:
+        if type(error).__module__.partition(".")[0] not in {"builtins", "pneumobatch"} or isinstance(
+            error, NotImplementedError | RecursionError
+        ):
             raise
         errors.print(f"failed: {error}", markup=False)
         return 1
@@ -262,6 +303,15 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     errors.print(f"error: {text}", markup=False)
     return 2
+
+
+def _job_word(arguments: list[str]) -> str | None:
+    """The word of a command line that names the job file: the first after the verb, and for `verify` after its RUN."""
+    place = 2 if arguments[:1] == ["verify"] else 1
+    words = arguments[1 : place + 1]
+    return (
+        words[-1] if len(words) == place and not any(w.startswith("-") for w in words) and arguments[0] in app else None
+    )
 
 
 def _with_joined_booleans(arguments: list[str]) -> list[str]:

@@ -224,8 +224,8 @@ class Screening(Section):
     the bundle and the archive."""
     batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
     """Images a forward pass; 0: 8 on a CPU core, whose cache holds no more, and 128 on a GPU."""
-    block_images: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Images a decode task: the unit that is retried, and lost at most by a kill."""
+    block_images: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Images a decode task: the unit that is retried, and lost at most by a kill; 0: 64, more in long archives."""
     scorers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -241,6 +241,15 @@ class Screening(Section):
     """Failed images that are within the budget however few images a run has: one bad file in a quiet night."""
     gate: Gate = Gate()
     """The domain gate."""
+
+    @model_validator(mode="after")
+    def _named_by_date(self) -> Self:
+        if self.nightly and self.run_id:
+            raise ValueError(
+                "screening.run_id: with screening.nightly every night is a run of its own, named by its date; leave "
+                "run_id out or set nightly to false"
+            )
+        return self
 
 
 class Evaluation(Section):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from pneumobatch import storage
 from pneumobatch.archive import phantoms
 from pneumobatch.config import Job
-from pneumobatch.evaluation.evaluate import console_table, evaluate
+from pneumobatch.evaluation.console import console_table
+from pneumobatch.evaluation.evaluate import evaluate
 from pneumobatch.progress import say
 from pneumobatch.screening.pipeline import screen
 from pneumobatch.training.trainer import train

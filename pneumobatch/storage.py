@@ -87,7 +87,11 @@ READ_TRIES = 4
 """Times that a remote object is asked for: stores truncate and reset, and SDKs give up on a body halfway."""
 
 
-def read_bytes(uri: str) -> bytes:
+class TooLargeError(OSError):
+    """A file is larger than its reader allows."""
+
+
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """Reads a whole file; an object of a remote store is tried again after a passing error.
 
     Raises:
@@ -99,8 +103,10 @@ def read_bytes(uri: str) -> bytes:
     for attempt in range(1, tries + 1):
         try:
             with where.open_input_file(path) as file:
+                if limit is not None and file.size() > limit:
+                    raise TooLargeError("the file is larger than allowed")
                 return bytes(file.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, TooLargeError):
             raise
         except OSError:
             if attempt == tries:
@@ -127,16 +133,27 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Deletes a folder or prefix with all that is in it; nothing there is no error."""
+    """Deletes a file, or a folder or prefix with all that is in it; nothing there is no error."""
     where, path = filesystem(uri)
-    if where.get_file_info(path).type == fs.FileType.Directory:
+    kind = where.get_file_info(path).type
+    if kind == fs.FileType.Directory:
         where.delete_dir(path)
+    elif kind == fs.FileType.File:
+        where.delete_file(path)
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file whole."""
+    """Reads a Parquet file whole, or those of `columns` that it has: older files have fewer."""
     where, path = filesystem(uri)
-    return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
+    with pq.ParquetFile(path, filesystem=where) as file:
+        names = file.schema_arrow.names
+        return file.read(None if columns is None else [name for name in columns if name in names])
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """Reads the columns and types of a Parquet file."""
+    where, path = filesystem(uri)
+    return pq.read_schema(path, filesystem=where)
 
 
 def read_cells(uri: str) -> pa.Table:
@@ -162,8 +179,29 @@ def read_cells(uri: str) -> pa.Table:
     return pa.table({name: pc.cast(table[name], pa.string()) for name in flat})
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    """Writes a table as one Parquet file (zstd), so that a reader sees all of it or nothing."""
+def encode(table: pa.Table) -> bytes:
+    """Returns a table as one Parquet file (zstd)."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(uri, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Writes a table as one Parquet file, so that a reader sees all of it or nothing."""
+    write_bytes(uri, encode(table))
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Placeholder until the object store's own create-only write."""
+    target = Path(filesystem(uri)[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    draft.write_bytes(data)
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        return target.read_bytes() == data
+    finally:
+        draft.unlink()
+    return True

@@ -93,15 +93,16 @@ _KEY_COLUMNS = ("uri", "image_id", "path", "file", "filename", "image", "name")
 
 
 def label_columns(names: Sequence[str], key: str | None, label: str, where: str) -> tuple[str, str]:
-    """Returns the columns of a label table that hold the image's name and its class.
+    """Returns the columns of a label table that hold the image's name (or accession, study, instance) and its class.
 
     Raises:
         ValueError: One is not there; the message begins with `where` and names the key to set.
     """
-    found = key or next((name for name in _KEY_COLUMNS if name in names), None)
+    candidates = (*_KEY_COLUMNS, *KEYED)
+    found = key or next((name for name in candidates if name in names), None)
     for option, column in (("key_column", found), ("label_column", label)):
         if column not in names:
-            missing = f"no column {column}" if column else f"none of the columns {', '.join(_KEY_COLUMNS)}"
+            missing = f"no column {column}" if column else f"none of the columns {', '.join(candidates)}"
             raise ValueError(f"{where}: {missing}; set archive.{option} to one of {', '.join(names)}")
     assert found is not None
     return found, label
@@ -137,7 +138,7 @@ def subgroup_columns(names: Iterable[str]) -> list[str]:
 def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Gives a table of this or an older schema version the columns of `schema`, in its order.
 
-    Columns that the older version did not have are NULL; those that `schema` does not name (subgroups) stay, at the end.
+    Columns that the older version did not have are NULL; those that `schema` does not name (subgroups) stay behind.
 
     Raises:
         ValueError: It was written by a newer version than this one reads.
@@ -205,4 +206,71 @@ def summary_schema() -> pa.Schema:
         | {"suppressed": pa.bool_()}
         | dict.fromkeys([*metrics, "auroc_delong_low", "auroc_delong_high"], pa.float64())
         | {"evaluated_at": pa.timestamp("us", tz="UTC")}
+    )
+
+
+REFERENCE_ROWS = 10_000
+"""Most films that a bundle's reference keeps: enough for deciles, few enough to travel with the weights."""
+
+
+def reference_schema() -> pa.Schema:
+    """Schema of a bundle's drift reference: the validation fold's films, in no order, without anything that names one.
+
+    The month of the study is left out: it always moves.
+    """
+    attributes = {name: kind for name, kind in DICOM_ALLOWED.items() if name != "study_month"}
+    return _versioned({"status": pa.string(), "probability": pa.float64()} | STATISTICS | attributes)
+
+
+def drift_schema() -> pa.Schema:
+    """Schema of the drift table: one row a measure, of one run's own films against its bundle's reference.
+
+    `positive_rate`, `rejection_rate` and `failure_rate` are differences of two shares; `psi` is the population
+    stability index of a column's distribution, over the reference's deciles or its categories; `ks` is the two-sample
+    Kolmogorov-Smirnov distance, told beside it and never judged, as among many films it finds what does not matter.
+    """
+    return _versioned(
+        {
+            "run_id": pa.string(),
+            "model_id": pa.string(),
+            "measure": pa.string(),
+            "column": pa.string(),  # the column of the predictions; age_band and status are made of theirs
+            "reference_n": pa.int64(),
+            "n": pa.int64(),
+            "reference_value": pa.float64(),  # the share, or the column's mean; NULL for categories
+            "run_value": pa.float64(),
+            "value": pa.float64(),  # difference of shares (run - reference), PSI, or KS distance
+            "p_value": pa.float64(),  # of so great a value by chance alone
+            "bound": pa.float64(),  # drifted where |value| >= bound; NULL: not judged
+            "drifted": pa.bool_(),  # NULL: not judged
+            "measured_at": pa.timestamp("us", tz="UTC"),
+        }
+    )
+
+
+_WORKLIST = {
+    "rank": pa.int64(),  # 1 is to be looked at first
+    "image_id": pa.string(),
+    "uri": pa.string(),
+    "probability": pa.float64(),
+    "predicted_label": pa.int8(),
+    "view": pa.string(),
+    "age_years": pa.int16(),
+    "sex": pa.string(),
+    "patient": pa.string(),
+    **KEYED,
+    "run_id": pa.string(),  # the run that scored the film
+    "model_id": pa.string(),
+}
+
+
+def review_schema() -> pa.Schema:
+    """Schema of the review list: a run's scored films without a known label, the most probable pneumonia first."""
+    return _versioned(_WORKLIST)
+
+
+def discrepancy_schema() -> pa.Schema:
+    """Schema of the discrepancy list: scored films whose known label is not the model's call, the widest gap first."""
+    return _versioned(
+        _WORKLIST | {"label": pa.int8(), "threshold": pa.float64(), "gap": pa.float64()}  # |probability - threshold|
     )

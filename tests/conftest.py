@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pneumobatch import cluster
+from pneumobatch import cluster, tables
 from pneumobatch.archive import phantoms
 from pneumobatch.config import Cluster, Network
 from pneumobatch.models import bundle as bundles
@@ -50,7 +50,8 @@ def make_bundle() -> Callable[..., bundles.Bundle]:
         network = build(config)
         fields = {"temperature": 1.5, "threshold": 0.5, "target": "sensitivity >= 0.95", **more}
         bundle = bundles.Bundle(network=config, preprocessing=bundles.Preprocessing(image_size=size), **fields)  # type: ignore[arg-type]
-        return bundles.save(uri, bundle, network.state_dict(), pa.table({"epoch": [1.0]}), "# MODEL_ID\n")
+        history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
+        return bundles.save(uri, bundle, network.state_dict(), history, reference, "# MODEL_ID\n")
 
     return make
 

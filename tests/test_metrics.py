@@ -1,6 +1,5 @@
 import itertools
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pneumobatch import metrics
+from pneumobatch.metrics.curves import Ranking, Weighted
 
 PAPER = metrics.Counts(tp=207, fp=12, tn=196, fn=1)
 
@@ -74,6 +74,22 @@ def test_counts_merge_regardless_of_order_and_partition(rows, random, cut):
     parts = [rows[:cut], rows[cut:]]
     assert sum((metrics.count(split(p)[0], split(p)[1] >= 0.5) for p in parts), metrics.Counts()) == whole
     assert whole.total == len(rows)
+
+
+matrices = st.lists(st.tuples(*[st.integers(0, 50)] * 4), min_size=1, max_size=20)
+
+
+@EXAMPLES
+@given(matrices)
+def test_rates_of_many_matrices_are_those_of_each(rows):
+    columns = metrics.rates(np.array(rows))
+    for i, row in enumerate(rows):
+        counts = metrics.Counts(*row)
+        for name in metrics.RATES:
+            found = [columns[f"{name}{bound}"][i] for bound in ("", "_low", "_high")]
+            low, high = counts.interval(name) or (None, None)
+            wanted = [np.nan if v is None else v for v in (counts.rate(name), low, high)]
+            assert np.array_equal(found, wanted, equal_nan=True)
 
 
 @EXAMPLES
@@ -154,31 +170,59 @@ def test_delong_agrees_with_every_pair():
 
 def test_bootstrap_agrees_with_delong_where_films_are_independent():
     labels, scores = draw(films=800, digits=6)
-    low, high = metrics.percentile(metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 2000, 1)["a"])
+    low, high = metrics.percentile(metrics.bootstrap(labels, scores, None, 2000, 1)["auroc"])
     assert (low, high) == pytest.approx(metrics.delong_interval(labels, scores), abs=0.006)
 
 
 def test_bootstrap_over_patients_is_wider_when_their_films_are_alike():
     labels, scores = draw(films=150, digits=6)
-    labels, scores, patients = np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(150), 4).astype(str)
+    labels, scores, patients = np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(150), 4)
     width = {}
     for name, clusters in (("films", None), ("patients", patients)):
-        low, high = metrics.percentile(metrics.bootstrap({"a": metrics.auroc}, labels, scores, clusters, 500, 0)["a"])
+        low, high = metrics.percentile(metrics.bootstrap(labels, scores, clusters, 500, 0)["auroc"])
         width[name] = high - low
     assert width["patients"] == pytest.approx(2 * width["films"], rel=0.3)
 
 
 def test_bootstrap_repeats_with_its_seed_and_leaves_undefined_draws_out():
     labels, scores = draw(films=60)
-    first, second = (metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 50, 3)["a"] for _ in range(2))
+    first, second = (metrics.bootstrap(labels, scores, None, 50, 3)["auroc"] for _ in range(2))
     assert np.array_equal(first, second)
-    rare = metrics.bootstrap({"a": metrics.auroc}, [1, 0, 0], [0.9, 0.1, 0.5], None, 200, 0)["a"]
+    rare = metrics.bootstrap([1, 0, 0], [0.9, 0.1, 0.5], None, 200, 0)["auroc"]
     assert 0 < rare.size < 200
+
+
+def test_many_films_need_fewer_resamples():
+    assert [metrics.enough_resamples(1000, n) for n in (0, 10, 5000, 10_000, 10**6)] == [1000, 1000, 1000, 500, 200]
+    assert metrics.enough_resamples(100, 10**6) == 100
+    assert metrics.enough_resamples(0, 10**6) == 0
+
+
+def test_a_thinned_curve_keeps_its_statistics():
+    labels, scores = draw(films=60_000, digits=12)
+    whole = Ranking.of(labels, scores)
+    thin = whole.thinned(8192)
+    assert thin.last.size <= 8192 < whole.last.size
+    weights = np.random.default_rng(0).integers(0, 4, (3, 60_000)).astype(float)
+    for name, limit in (("auroc", 1e-6), ("average_precision", 1e-4), ("brier", 1e-15), ("ece", 1e-15)):
+        statistic = metrics.STATISTICS[name]
+        np.testing.assert_allclose(statistic(Weighted(thin, weights)), statistic(Weighted(whole, weights)), atol=limit)
+
+
+def test_resamples_of_a_block_are_those_of_films_repeated():
+    labels, scores = draw(films=70, digits=1)
+    weights = np.random.default_rng(1).integers(0, 4, (5, 70))
+    ranking = Ranking.of(labels, scores)
+    for name, statistic in metrics.STATISTICS.items():
+        found = statistic(Weighted(ranking, weights[:, ranking.order].astype(float)))
+        for value, times in zip(found, weights, strict=True):
+            repeated = np.repeat(labels, times), np.repeat(scores, times)
+            assert value == pytest.approx(metrics.over_thresholds(*repeated)[name])
 
 
 def test_perfect_separation_claims_no_interval():
     labels, scores = [0] * 30 + [1] * 30, np.linspace(0, 1, 60)
-    draws = metrics.bootstrap({"a": metrics.auroc}, labels, scores, None, 100, 0)["a"]
+    draws = metrics.bootstrap(labels, scores, None, 100, 0)["auroc"]
     assert metrics.percentile(draws) is None
     assert metrics.delong_interval(labels, scores) is None
     assert metrics.percentile(np.array([])) is None
@@ -186,17 +230,15 @@ def test_perfect_separation_claims_no_interval():
 
 def test_the_interval_of_ece_is_moved_onto_the_estimate():
     labels, scores = draw(films=300, digits=6)
-    ece = partial(metrics.ece, bins=10)
-    draws = metrics.bootstrap({"ece": ece}, labels, scores, None, 300, 0)["ece"]
-    low, high = metrics.percentile(draws, about=ece(labels, scores))
-    assert 0 <= low < ece(labels, scores) < high
+    draws, ece = metrics.bootstrap(labels, scores, None, 300, 0)["ece"], metrics.ece(labels, scores)
+    low, high = metrics.percentile(draws, about=ece)
+    assert 0 <= low < ece < high
 
 
 def test_a_thousand_resamples_of_five_thousand_films_take_seconds():
     labels, scores = draw(films=5000, digits=6)
-    statistics = {s.__name__: s for s in (metrics.auroc, metrics.average_precision, metrics.brier, metrics.ece)}
     start = time.perf_counter()
-    metrics.bootstrap(statistics, labels, scores, (np.arange(5000) // 2).astype(str), 1000, 0)
+    metrics.bootstrap(labels, scores, np.arange(5000) // 2, 1000, 0)
     assert time.perf_counter() - start < 5  # measured: 0.3–0.9 s on one core
 
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from pneumobatch import storage, tables
 from pneumobatch.archive import fetch
-from pneumobatch.archive.labels import SITE_KEY, LabelTable, from_path, keyed_hash
+from pneumobatch.archive.labels import LabelTable, from_path
 from pneumobatch.config import Archive
+from pneumobatch.identity import SITE_KEY, keyed_hash
 
 _FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
 

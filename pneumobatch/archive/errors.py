@@ -12,11 +12,13 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"  # text, a table, an archive …
     HTML_PAGE = "html_page"  # what a proxy or an expired link answers instead of the film
     WRONG_EXTENSION = "wrong_extension"  # a picture whose name promises another format
+    TOO_LARGE = "too_large"  # more bytes than archive.max_bytes, or than the decoder's memory holds when it is unfolded
     TOO_MANY_PIXELS = "too_many_pixels"  # larger than archive.max_pixels, found before anything is decoded
     ANIMATED = "animated"  # an animated PNG
     MULTI_FRAME = "multi_frame"  # a DICOM object of several frames
     UNSUPPORTED = "unsupported"  # a known format or variant that is not read: GIF, TIFF, 12-bit JPEG …
     CORRUPT = "corrupt"  # complete, but it contradicts itself or its format
+    CRASHED = "crashed"  # every process that tried to decode it died or hung
     MISSING = "missing"  # for callers: the object is in the catalogue and no longer in the archive
     UNREADABLE = "unreadable"  # for callers: the store failed to give the object
 
@@ -27,11 +29,13 @@ _TEXT = {
     Reason.NOT_AN_IMAGE: "the content is no image",
     Reason.HTML_PAGE: "the content is an HTML page",
     Reason.WRONG_EXTENSION: "the content is of another format than the file extension says",
+    Reason.TOO_LARGE: "the file is larger than archive.max_bytes or than the decoder's memory",
     Reason.TOO_MANY_PIXELS: "the picture has more pixels than archive.max_pixels",
     Reason.ANIMATED: "the picture is animated",
     Reason.MULTI_FRAME: "the DICOM object has more than one frame",
     Reason.UNSUPPORTED: "the format or this variant of it is not supported",
     Reason.CORRUPT: "the content contradicts its format",
+    Reason.CRASHED: "the decoder died of the file",
     Reason.MISSING: "the object is no longer in the archive",
     Reason.UNREADABLE: "the store could not give the object",
 }

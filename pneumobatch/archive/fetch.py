@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pyarrow.parquet as pq
 
@@ -54,21 +54,21 @@ def _row(uri: str, column: str, row: int) -> bytes:
     return _row_group(uri, column, group)[row - starts[group]] or b""
 
 
-def fetch(uri: str) -> bytes | OSError:
+def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
     """Returns an image's bytes, or the error of an object that is missing or whose store fails."""
     try:
         if "#" in uri and uri.count(".parquet#") == 1:
             file, column, row = uri.rsplit("#", 2)
             return _row(file, column, int(row))
-        return storage.read_bytes(uri)
+        return storage.read_bytes(uri, limit)
     except OSError as error:
         return error
 
 
-def fetch_many(uris: Sequence[str]) -> Iterator[bytes | OSError]:
+def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:
     """Yields each image's bytes or error, in order; objects of a remote store are fetched concurrently."""
     if not uris or "://" not in uris[0] or uris[0].startswith("file://") or ".parquet#" in uris[0]:
-        yield from map(fetch, uris)  # local files: a thread costs more than it hides
+        yield from map(partial(fetch, limit=limit), uris)  # local files: a thread costs more than it hides
         return
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        yield from pool.map(fetch, uris)
+        yield from pool.map(partial(fetch, limit=limit), uris)

@@ -6,17 +6,18 @@ fixed-size binary; NULL where there is no picture), `status` (`scored` stands fo
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pneumobatch import tables
-from pneumobatch.archive import fetch, headers
-from pneumobatch.archive.errors import DecodeError, DomainError
+from pneumobatch import storage, tables
+from pneumobatch.archive import fetch, headers, sandbox
+from pneumobatch.archive.errors import DecodeError, DomainError, Reason
 from pneumobatch.archive.pixels import decode
-from pneumobatch.config import Gate
+from pneumobatch.config import Archive, Gate
 from pneumobatch.tables import Status
 
 
@@ -50,40 +51,84 @@ class FilmDecoder:
     """The domain gate."""
     ages: tuple[int, int] | None = None
     """The model's validated ages, whole years."""
+    max_bytes: int = Archive.model_fields["max_bytes"].default
+    """Size of a file, bytes, above which it fails before it is read whole."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Fetches and decodes; a film that cannot be used becomes a row with a reason, never an exception."""
-        uris = rows["uri"].to_pylist()
-        decoded = [self._film(data, uri) for data, uri in zip(fetch.fetch_many(uris), uris, strict=True)]
+        """Fetches and decodes; a film that cannot be used becomes a row with a reason, never an exception.
+
+        Raises:
+            RuntimeError: The decoding process cannot be started.
+        """
+        answers = sandbox.shared.answers(self, rows["uri"].to_pylist())
+        decoded = [_failed(Reason.CRASHED) if answer is None else answer for answer in answers]
         wanted = schema(self.size)
         columns: dict[str, Any] = {
-            name: pa.array([row.get(name) for row in decoded], wanted.field(name).type)
+            name: pa.array([facts.get(name) for facts, _ in decoded], wanted.field(name).type)
             for name in wanted.names
-            if name != "image_id"
+            if name not in {"image_id", "pixels"}
         }
+        columns["pixels"] = pa.array([pixels or None for _, pixels in decoded], wanted.field("pixels").type)
         return pa.table({"image_id": rows["image_id"], **columns}, schema=wanted)
 
-    def _film(self, data: bytes | OSError, uri: str) -> dict[str, Any]:
-        if isinstance(data, OSError):
-            reason = "missing" if isinstance(data, FileNotFoundError) else "unreadable"
-            return {"status": Status.FAILED, "reason": reason}
-        found = {"sha256": hashlib.sha256(data).hexdigest()}
+    def load(self, items: Sequence[str]) -> Iterator[bytes | Reason]:
+        """Yields each film's bytes, or why there are none, in order; a remote store is asked for some films ahead."""
+        done = 0
+        while done < len(items):
+            ahead = items[done : done + AHEAD]
+            try:
+                for data in fetch.fetch_many(ahead, limit=self.max_bytes):
+                    done += 1
+                    yield _unfetched(data) if isinstance(data, OSError) else data
+            except MemoryError:  # perhaps for want of what its neighbours hold
+                yield self._alone(items[done])
+                done += 1
+            except (ValueError, TypeError, LookupError):  # a damaged Parquet archive
+                yield Reason.CORRUPT
+                done += 1
+
+    def _alone(self, uri: str) -> bytes | Reason:
         try:
-            film = decode(data, uri, self.size, max_pixels=self.max_pixels, gate=self.gate, ages=self.ages)
+            (data,) = fetch.fetch_many([uri], limit=self.max_bytes)
+        except MemoryError:
+            return Reason.TOO_LARGE
+        return _unfetched(data) if isinstance(data, OSError) else data
+
+    def answer(self, item: str, loaded: bytes | Reason) -> sandbox.Answer:
+        """Decodes one film: the columns of its row, and its picture."""
+        if isinstance(loaded, Reason):
+            return _failed(loaded)
+        found = {"sha256": hashlib.sha256(loaded).hexdigest()}
+        try:
+            film = decode(loaded, item, self.size, max_pixels=self.max_pixels, gate=self.gate, ages=self.ages)
         except DomainError as error:
-            return {**found, **error.facts, "status": Status.REJECTED, "reason": str(error.rule)}
+            return sandbox.Answer({**found, **error.facts, "status": Status.REJECTED, "reason": error.rule})
         except DecodeError as error:
-            return {**found, "status": Status.FAILED, "reason": str(error.reason), "format": _kind(data)}
-        return {
-            **found,
-            **film.statistics,
-            **film.attributes,
-            "status": Status.SCORED,
-            "pixels": film.pixels.tobytes(),
-            "format": film.format,
-            "width": film.width,
-            "height": film.height,
-        }
+            return _failed(error.reason, loaded)
+        facts = {"status": Status.SCORED, "format": film.format, "width": film.width, "height": film.height}
+        return sandbox.Answer({**found, **film.statistics, **film.attributes, **facts}, film.pixels.tobytes())
+
+    def given_up(self, item: str, loaded: bytes | Reason) -> sandbox.Answer:
+        """Names a film that no child survived."""
+        return _failed(loaded) if isinstance(loaded, Reason) else _failed(Reason.CRASHED, loaded)
+
+
+AHEAD = 64
+"""Films that are fetched ahead of decoding at most: what they hold counts against the decoder's memory."""
+
+
+def _unfetched(error: OSError) -> Reason:
+    if isinstance(error, storage.TooLargeError):
+        return Reason.TOO_LARGE
+    return Reason.MISSING if isinstance(error, FileNotFoundError) else Reason.UNREADABLE
+
+
+def _failed(reason: Reason, data: bytes | None = None) -> sandbox.Answer:
+    """The row of a film without a picture; what it is by its bytes, where they are known."""
+    facts: dict[str, Any] = {"status": Status.FAILED, "reason": reason}
+    if data is not None:
+        facts |= {"sha256": hashlib.sha256(data).hexdigest(), "format": _kind(data)}
+    return sandbox.Answer(facts)
 
 
 def _kind(data: bytes) -> str | None:

@@ -1,7 +1,5 @@
 """What is known about an image besides its pixels: class, patient and subgroups, from a table or from its path."""
 
-import hmac
-import os
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,9 +12,6 @@ _KERMANY_SICK = re.compile(r"(person\d+)_(bacteria|virus)_")
 _KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+)-")
 _ETIOLOGY = {"bacteria": "bacterial", "virus": "viral"}
 
-SITE_KEY = "PNEUMOBATCH_SITE_KEY"
-"""Environment variable with the site's secret for keyed hashes."""
-
 
 class Known(NamedTuple):
     """What is known of one image; None is unknown. `patient` is a grouping key and stays inside the process."""
@@ -24,11 +19,6 @@ class Known(NamedTuple):
     label: int | None = None
     patient: str | None = None
     subgroups: Mapping[str, str | None] = {}
-
-
-def keyed_hash(value: str) -> str:
-    """HMAC-SHA-256 of a value under the site's key (an empty one where none is set), 128 bits as 32 hex digits."""
-    return hmac.new(os.environ.get(SITE_KEY, "").encode(), value.encode(), "sha256").hexdigest()[:32]
 
 
 def from_path(path: str, patients: str) -> Known:

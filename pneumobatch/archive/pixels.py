@@ -90,8 +90,10 @@ def decode(data: bytes, name: str, size: int, *, max_pixels: int, gate: Gate, ag
             picture = picture.transpose(_UPRIGHT[orientation])
     except (DecodeError, DomainError):
         raise
+    except MemoryError:
+        raise DecodeError(Reason.TOO_LARGE) from None
     # The one broad except: decoders answer hostile bytes with nearly every exception there is (SyntaxError, KeyError,
-    # struct.error, MemoryError …), and one bad file must end as one row. `from None`, as their texts quote the file.
+    # struct.error, RecursionError …), and one bad file must end as one row. `from None`, as their texts quote the file.
     except Exception:
         raise DecodeError(Reason.CORRUPT) from None
     if orientation >= 5:  # lying on its side

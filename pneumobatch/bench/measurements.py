@@ -45,7 +45,8 @@ def network_of(request: Request) -> scoring.Logits:
 def decoder_of(request: Request, bundle: bundles.Bundle) -> FilmDecoder:
     """The decoder as the pipeline sets it up."""
     archive, gate = request.job.archive, request.job.screening.gate
-    return FilmDecoder(bundle.preprocessing.image_size, archive.max_pixels, gate, bundle.validated_age_years)
+    size, ages = bundle.preprocessing.image_size, bundle.validated_age_years
+    return FilmDecoder(size, archive.max_pixels, gate, ages, archive.max_bytes)
 
 
 def repeated(request: Request, images: int) -> pa.Table:
@@ -104,7 +105,7 @@ def decode(request: Request, ready: Ready) -> Facts:
     """Fetches and decodes on one core, exactly as the pipeline's stage does; files come from the page cache."""
     decoder = decoder_of(request, model(request)[1])
     rows = repeated(request, request.images)
-    block = request.job.screening.block_images
+    block = request.job.screening.block_images or 64
     decoder(rows.slice(0, min(8, len(rows))))  # imports what the formats need
     ready()
     started = time.perf_counter()

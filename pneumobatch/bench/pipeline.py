@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -47,11 +46,15 @@ def pipeline(request: Request, _: Ready) -> Facts:
         with cluster.engine(job.cluster) as resources:
             running = time.monotonic()
             in_flight = int(max(resources.cpus, config.scorers, 1))
-            least = 1 if request.exact else STEADY_BLOCKS * in_flight * config.block_images
+            least = (
+                1
+                if request.exact
+                else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, resources.gpus > 0)
+            )
             films = _catalogue(repeated(request, max(request.images, least)))
             plan = screening.decide(config, uri, bundle, resources.gpus > 0, len(films))
-            run = Run(job, bundle, films, asdict(plan))
-            for rows in screening.score(job, bundle, plan, run.begin(), resources, scorer):
+            run = Run(job, bundle)
+            for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):
                 run.stage(rows)
                 arrivals.append((time.monotonic(), len(rows)))
             run.publish(run.reconcile(), {})

@@ -18,10 +18,10 @@ from PIL import Image
 
 from pneumobatch import storage
 from pneumobatch.archive.errors import DecodeError
-from pneumobatch.archive.labels import SITE_KEY
 from pneumobatch.archive.pixels import decode
 from pneumobatch.config import Gate, Job
 from pneumobatch.doctor.findings import Finding, Findings, gib
+from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import networks, scoring
 
 DECODERS = {"rle": "pylibjpeg-rle", "jpeg-ls": "pyjpegls", "jpeg 2000": "pylibjpeg-openjpeg", "lossless": "python-gdcm"}

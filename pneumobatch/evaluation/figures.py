@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from pneumobatch import metrics
@@ -157,7 +157,7 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike, counts: metrics.Count
         text = f"prevalence {prevalence:.3f}: calling every film pneumonia"
         axes.annotate(text, (0.02, prevalence), (0, 4 if above else -4), textcoords="offset points", color=MUTED,
                       va="bottom" if above else "top", fontsize=9.5)  # fmt: skip
-        axes.text(0.03, 0.06 if not above else 0.94, f"Average precision {three(average)}", fontsize=12)
+        axes.text(0.03, 0.06 if prevalence > 0.15 else 0.2, f"Average precision {three(average)}", fontsize=12)
         recall, precision = counts.rate("sensitivity") or 0, counts.rate("precision")
         if precision is not None:
             axes.plot([recall], [precision], **RING)
@@ -218,6 +218,40 @@ def scores(groups: Sequence[tuple[str, str, ArrayLike]], threshold: float | None
             "Probability of pneumonia" + (f" (threshold {three(threshold)})" if threshold is not None else "")
         )
         return _svg(figure, "scores", "Histograms of scores")
+
+
+def score_shift(reference: ArrayLike, run: ArrayLike, threshold: float | None, bins: int = 25) -> str:
+    """Draws the share of films by score, the run's as a line over the reference's area, and the share that is called.
+
+    Args:
+        reference: Probabilities of the reference [M].
+        run: Probabilities of the run [N].
+        threshold: The operating point, or None.
+        bins: Equal-width bins over 0–1.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure((5.6, 3.4))
+        for name, values, place in (("reference", np.asarray(reference), 0), ("this run", np.asarray(run), 1)):
+            share = np.histogram(values, edges)[0] / values.size
+            drawn: Any = (
+                {"fill": True, "color": MUTED, "alpha": 0.3, "lw": 0} if place == 0 else {"color": INK, "lw": 1.8}
+            )
+            axes.stairs(share, edges, baseline=0, **drawn)
+            text = f"{name}: {values.size:,} films"
+            if threshold is not None:
+                text += f", {np.mean(values >= threshold):.1%} called"
+            axes.text(0.5, 0.98 - 0.09 * place, text, color=MUTED if place == 0 else INK, ha="center", va="top",
+                      transform=axes.transAxes)  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, axes.get_ylim()[1] * 1.25), ylabel="Share of films")
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, lw=1.2, ymax=0.8)
+        axes.set_xlabel(
+            "Probability of pneumonia" + (f" (threshold {three(threshold)})" if threshold is not None else "")
+        )
+        return _svg(figure, "score-shift", "Scores of this run and of the reference")
 
 
 def trade_off(thresholds: Sequence[float], counts: Sequence[metrics.Counts], threshold: float) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from pneumobatch import config, metrics, storage, tables
-from pneumobatch.evaluation import figures
-from pneumobatch.evaluation.summary import scored, statuses
+from pneumobatch.evaluation import drift, figures
+from pneumobatch.evaluation.summary import Scored, scored, statuses
 
 LINEAGE = (
     "verb", "bundle", "weights_sha256", "configuration", "catalog", "hashes", "versions", "code", "hardware", "plan",
@@ -27,44 +27,58 @@ HIDDEN = {"uri", "labels", "include", "exclude", "roots", "bundle", "address", "
 PREVALENCES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Prevalences of pneumonia at which predictive values are tabulated."""
 
+VALUES_SHOWN = 24
+"""Values of one subgroup that the page tabulates, the largest; the summary holds all."""
+
 SUPPRESSED_SHOWN = 6
 """Suppressed values of one subgroup that are named; more are only counted."""
 
 
-def write_report(
-    uri: str,
-    record: Mapping[str, Any],
-    predictions: pa.Table,
-    summary: pa.Table,
-    options: config.Evaluation,
-    history: pa.Table | None = None,
-) -> str:
+class Findings(NamedTuple):
+    """What an evaluation found, as the page shows it."""
+
+    predictions: pa.Table
+    """One row an image of the scope (`tables.prediction_schema`), with what labels are known."""
+    summary: pa.Table
+    """`tables.summary_schema` of them."""
+    runs: int
+    """Published runs that they come from."""
+    scores: pa.ChunkedArray
+    """Probabilities of the run's own films; NULL where one was not scored."""
+    reference: drift.Reference
+    """The films that the run is compared with."""
+    drift: pa.Table | None
+    """`tables.drift_schema` of the run; None without a reference."""
+    review: pa.Table
+    """`tables.review_schema` of the run."""
+    discrepancies: pa.Table
+    """`tables.discrepancy_schema` of the scope."""
+    history: pa.Table | None = None
+    """The bundle's training history, one row an epoch."""
+
+
+def write_report(uri: str, record: Mapping[str, Any], findings: Findings, options: config.Evaluation) -> str:
     """Writes `reports/<run_id>/index.html` below an output URI and returns its URI.
 
     Args:
         uri: Output folder or URI of the job.
         record: The run record; only run_id and model_id are required.
-        predictions: One row a catalogued image (`tables.prediction_schema`).
-        summary: `tables.summary_schema` of the same run.
+        findings: What was found.
         options: How the summary was made.
-        history: The bundle's training history, one row an epoch.
     """
     target = storage.join(uri, "reports", str(record["run_id"]), "index.html")
-    storage.write_bytes(target, render(record, predictions, summary, options, history).encode())
+    storage.write_bytes(target, render(record, findings, options).encode())
     return target
 
 
-def render(
-    record: Mapping[str, Any],
-    predictions: pa.Table,
-    summary: pa.Table,
-    options: config.Evaluation,
-    history: pa.Table | None = None,
-) -> str:
+def render(record: Mapping[str, Any], findings: Findings, options: config.Evaluation) -> str:
     """Returns the page; arguments as in `write_report`."""
-    rows = summary.to_pylist()
+    predictions, summary, history = findings.predictions, findings.summary, findings.history
+    whole = pc.and_(pc.equal(summary["subgroup"], "all"), pc.equal(summary["threshold_kind"], "grid"))
+    grid = summary.filter(whole).to_pylist()
+    rows = summary.filter(pc.equal(summary["threshold_kind"], "bundle")).to_pylist()  # a grid for each site is long
     overall = rows[0]
-    grid = [row for row in rows if row["subgroup"] == "all" and row["threshold_kind"] == "grid"]
+    films = scored(predictions)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumobatch", "evaluation"),
         autoescape=True,
@@ -72,21 +86,27 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"rate": figures.three, "span": _span, "number": _number, "moment": _moment}
+    environment.filters |= {
+        "rate": figures.three, "span": _span, "number": _number, "moment": _moment, "mean": _mean,
+    }  # fmt: skip
     return environment.get_template("report.html.j2").render(
         record=record,
         overall=overall,
         options=options,
+        runs=findings.runs,
         labelled=overall["labelled"],
-        reconciled=_reconcile(record, predictions),
-        figures=_figures(predictions, overall, grid, options),
+        reconciled=_reconcile(record, predictions, films, options.scope),
+        drift=_drift(findings, options, overall["threshold"]),
+        figures=_figures(predictions, films, overall, grid, options),
         training=Markup(figures.training_curves(history) or "") if history is not None else "",  # noqa: S704
         subgroups=_subgroups(rows),
         thresholds=_table_of_thresholds(overall, grid),
         predictive=_predictive_values(overall, options.prevalence),
+        lists=_lists(findings, options.review_images),
+        resamples=metrics.enough_resamples(options.bootstrap, overall["labelled"]),
         lineage=_flat({key: record[key] for key in LINEAGE if key in record}),
         configuration=json.dumps(_without_paths(record.get("config", {})), indent=2, ensure_ascii=False),
-        patients_known=predictions["patient"].null_count < len(predictions),
+        patients_known=films.patients is not None,
     )
 
 
@@ -99,6 +119,10 @@ def _number(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
+def _mean(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
 def _moment(value: Any) -> str:
     try:
         return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M %Z").strip()
@@ -106,34 +130,78 @@ def _moment(value: Any) -> str:
         return "–"
 
 
-def _reconcile(record: Mapping[str, Any], predictions: pa.Table) -> dict[str, Any]:
+def _reconcile(record: Mapping[str, Any], predictions: pa.Table, films: Scored, scope: str) -> dict[str, Any]:
+    """Counts by status; those of a run against its record, those of several runs against their distinct images."""
     reasons = statuses(predictions)
     counts = {str(s): sum(n for (status, _), n in reasons.items() if status == s) for s in tables.Status}
-    catalogued = (record.get("counts") or {}).get("catalogued", len(predictions))
+    images = pc.count_distinct(predictions["image_id"]).as_py()
+    catalogued = images if scope == "model" else (record.get("counts") or {}).get("catalogued", images)
     return {
         "catalogued": catalogued,
         "counts": counts,
-        "whole": sum(counts.values()) == catalogued == len(predictions),
+        "whole": sum(counts.values()) == catalogued == len(predictions) == images,
         "reasons": [(s, reason, n) for (s, reason), n in reasons.items() if s in {"failed", "rejected"}],
-        "pending": counts["scored"] - scored(predictions).labels.size,
+        "pending": counts["scored"] - films.labels.size,
+        "paths": predictions["uri"].null_count < len(predictions),
     }
 
 
+def _drift(findings: Findings, options: config.Evaluation, threshold: float | None) -> dict[str, Any]:
+    """Shares as they are, and one line a column with its stability index and, for numbers, its KS distance."""
+    if findings.drift is None or findings.reference.films is None:
+        return {
+            "missing": findings.reference.missing,
+            "judged": 0,
+            "drifted": 0,
+            "rates": [],
+            "columns": [],
+            "figure": "",
+        }
+    rows = findings.drift.to_pylist()
+    distances = {row["column"]: row for row in rows if row["measure"] == "ks"}
+    judged = [row for row in rows if row["drifted"] is not None]
+    known = pc.drop_null(findings.reference.films["probability"]).to_numpy()
+    scores = pc.drop_null(findings.scores).to_numpy()
+    figure = figures.score_shift(known, scores, threshold) if known.size and scores.size else ""
+    return {
+        "missing": None,
+        "judged": len(judged),
+        "drifted": sum(row["drifted"] for row in judged),
+        "films": scores.size,
+        "least": options.drift_images,
+        "rates": [row for row in rows if row["measure"].endswith("_rate")],
+        "columns": [row | {"ks": distances.get(row["column"])} for row in rows if row["measure"] == "psi"],
+        "figure": Markup(figure),  # noqa: S704
+    }
+
+
+def _lists(findings: Findings, most: int) -> list[dict[str, Any]]:
+    """The heads of both work lists; rows further down stay in their tables."""
+    return [
+        {"name": name, "films": len(table), "rows": table.slice(0, most).to_pylist()}
+        for name, table in (("review", findings.review), ("discrepancies", findings.discrepancies))
+    ]
+
+
 def _figures(
-    predictions: pa.Table, overall: Mapping[str, Any], grid: list[dict[str, Any]], options: config.Evaluation
+    predictions: pa.Table,
+    films: Scored,
+    overall: Mapping[str, Any],
+    grid: list[dict[str, Any]],
+    options: config.Evaluation,
 ) -> dict[str, Markup]:
-    films, threshold = scored(predictions), overall["threshold"]
-    unknown = predictions.filter((pc.field("status") == tables.Status.SCORED) & pc.field("label").is_null())
+    threshold = overall["threshold"]
+    unknown = pc.and_(pc.equal(predictions["status"], tables.Status.SCORED.value), predictions["label"].is_null())
     groups = [
         ("pneumonia", figures.PNEUMONIA, films.probabilities[films.labels == 1]),
         ("normal", figures.NORMAL, films.probabilities[films.labels == 0]),
-        ("label unknown", figures.MUTED, unknown["probability"].to_numpy()),
+        ("label unknown", figures.MUTED, predictions["probability"].filter(unknown).to_numpy()),
     ]
     drawn: dict[str, str] = {}
     if threshold is not None:
         drawn["scores"] = figures.scores(groups, threshold)
     if films.labels.size:
-        counts, (labels, probabilities, _) = _counts(overall), films
+        counts, labels, probabilities = _counts(overall), films.labels, films.probabilities
         drawn["confusion"] = figures.confusion_matrix(counts)
         drawn["reliability"] = figures.reliability(labels, probabilities, options.bins)
         if counts.positives and counts.negatives:
@@ -151,13 +219,16 @@ def _counts(row: Mapping[str, Any]) -> metrics.Counts:
 
 
 def _subgroups(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the bundle rows of every subgroup, with its suppressed values folded together where they are many."""
+    """Returns the bundle rows of every subgroup, largest values only and suppressed ones folded where they are many."""
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["threshold_kind"] == "bundle" and row["subgroup"] != "all":
             group = groups.setdefault(row["subgroup"], {"rows": [], "suppressed": []})
             group["suppressed" if row["suppressed"] else "rows"].append(row)
     for group in groups.values():
+        largest = sorted(group["rows"], key=lambda row: -row["images"])[:VALUES_SHOWN]
+        group["further"] = len(group["rows"]) - len(largest)
+        group["rows"] = [row for row in group["rows"] if row in largest]
         hidden = group["suppressed"]
         if len(hidden) > SUPPRESSED_SHOWN:
             images = sum(row["images"] for row in hidden)

@@ -1,13 +1,12 @@
 """Predictions and labels → confusion counts, rates and intervals, overall and by subgroup.
 
-In: a run's predictions (`tables.prediction_schema`), one row a catalogued image.
+In: predictions (`tables.prediction_schema`), one row a catalogued image.
 Out: `tables.summary_schema`, one row per subgroup value and threshold.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pneumobatch import config, metrics, tables
+from pneumobatch.evaluation.labels import label_version
 
 AGE_BANDS = ((1, "under 1"), (6, "1–5"), (18, "6–17"), (45, "18–44"), (65, "45–64"), (80, "65–79"), (200, "80+"))
 """Age bands, years: first age above the band, and its name; 1–5 is the range of the Kermany films."""
-
-
-Statistic = Callable[..., float | None]
 
 
 class Scored(NamedTuple):
@@ -30,8 +27,15 @@ class Scored(NamedTuple):
     """Pneumonia = 1, normal = 0 [N]."""
     probabilities: NDArray[np.float64]
     """Of pneumonia, 0–1 [N]."""
-    patients: NDArray[np.object_] | None
-    """One patient a film [N], or None where no patient is known."""
+    patients: NDArray[np.int32] | None
+    """A number for the patient of each film [N], or None where no patient is known."""
+    rows: NDArray[np.int64]
+    """Where the films stand in the predictions [N]."""
+
+    def take(self, index: NDArray[np.int64]) -> Self:
+        """Returns some of the films."""
+        patients = None if self.patients is None else self.patients[index]
+        return type(self)(self.labels[index], self.probabilities[index], patients, self.rows[index])
 
 
 def statuses(predictions: pa.Table) -> dict[tuple[str, str | None], int]:
@@ -44,27 +48,29 @@ def statuses(predictions: pa.Table) -> dict[tuple[str, str | None], int]:
 
 def scored(predictions: pa.Table) -> Scored:
     """Returns the films that count: status scored, label known."""
-    rows = predictions.filter((pc.field("status") == tables.Status.SCORED) & pc.field("label").is_valid())
-    rows = rows.sort_by("image_id")  # the bootstrap's draws must not depend on the order of files
-    patients = rows["patient"]
-    return Scored(
-        rows["label"].to_numpy(),
-        rows["probability"].to_numpy(),
-        # A film of unknown patient is a patient of its own.
-        None if patients.null_count == len(rows) else pc.coalesce(patients, rows["image_id"]).to_numpy(),
-    )
+    counted = pc.and_(pc.equal(predictions["status"], tables.Status.SCORED.value), predictions["label"].is_valid())
+    rows = np.flatnonzero(counted.to_numpy())
+    films = predictions.select(["image_id", "label", "probability", "patient"]).take(pa.array(rows))
+    order = pc.sort_indices(films["image_id"]).to_numpy()  # the bootstrap must not depend on the order of files
+    patients = None
+    if films["patient"].null_count < len(films):
+        # A film of unknown patient is a patient of its own. Numbered in order of image_id, whatever order they came in.
+        names = pc.coalesce(films["patient"], films["image_id"]).take(pa.array(order))
+        patients = names.combine_chunks().dictionary_encode().indices.to_numpy()
+    return Scored(films["label"].to_numpy()[order], films["probability"].to_numpy()[order], patients, rows[order])
 
 
-def operating_threshold(predictions: pa.Table) -> float | None:
-    """Returns the threshold that the run's calls were made with; None when nothing was scored.
+def operating_threshold(predictions: pa.Table, scope: str) -> float | None:
+    """Returns the threshold that the calls were made with; None when nothing was scored.
 
     Raises:
-        ValueError: The scored rows mix thresholds or models, or a call contradicts probability >= threshold.
+        ValueError: The scored rows mix thresholds, models or (of scope `run`) runs, or a call contradicts
+            probability >= threshold.
     """
-    rows = predictions.filter(pc.field("status") == tables.Status.SCORED)
+    rows = predictions.filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
     if not len(rows):
         return None
-    for column in ("threshold", "model_id", "run_id"):
+    for column in ("threshold", "model_id", *(["run_id"] if scope == "run" else [])):
         if rows[column].null_count or len(rows[column].unique()) != 1:
             raise ValueError(f"predictions: column {column} is empty or mixed; evaluate one run of one model at a time")
     calls = pc.cast(pc.greater_equal(rows["probability"], rows["threshold"]), pa.int8())
@@ -73,44 +79,81 @@ def operating_threshold(predictions: pa.Table) -> float | None:
     return float(rows["threshold"][0].as_py())
 
 
-def with_age_bands(predictions: pa.Table) -> pa.Table:
-    """Adds the subgroup age_band from age_years, unless the label table brought one."""
-    if "age_band" in predictions.column_names or "age_years" not in predictions.column_names:
-        return predictions
-    age = predictions["age_years"]
-    bands = [pc.less(age, below) for below, _ in AGE_BANDS]
-    band = pc.case_when(pc.make_struct(*(pc.fill_null(inside, False) for inside in bands)), *(n for _, n in AGE_BANDS))
-    return predictions.append_column("age_band", pc.cast(band, pa.string()))
+def with_age_bands(films: pa.Table) -> pa.Table:
+    """Adds the column age_band from age_years, unless the label table brought one."""
+    if "age_band" in films.column_names or "age_years" not in films.column_names:
+        return films
+    age = films["age_years"]
+    limits = np.array([below for below, _ in AGE_BANDS[:-1]])
+    band = np.searchsorted(limits, pc.fill_null(age, 0).to_numpy(), side="right").astype(np.int32)
+    unknown = age.is_null().to_numpy()
+    names = pa.DictionaryArray.from_arrays(pa.array(band, mask=unknown), [name for _, name in AGE_BANDS])
+    return films.append_column("age_band", names)
 
 
-def summarise(predictions: pa.Table, options: config.Evaluation) -> pa.Table:
-    """Summarises one run's predictions (`tables.prediction_schema`) into `tables.summary_schema`.
+def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """Returns a column of text as numbers [N], and the text of each number; NULL is "unknown"."""
+    column = pc.fill_null(column.cast(pa.string()), "unknown") if column.null_count else column
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    return whole.indices.to_numpy(), whole.dictionary.to_pylist()
+
+
+class _Part(NamedTuple):
+    """One value of one subgroup."""
+
+    subgroup: str
+    value: str | None
+    images: int
+    films: Scored
+
+
+def summarise(predictions: pa.Table, options: config.Evaluation, record: Mapping[str, Any]) -> pa.Table:
+    """Summarises predictions (`tables.prediction_schema`) into `tables.summary_schema`.
 
     Only rows with status scored and a known label are counted; `images` says how many rows there are in all.
 
+    Args:
+        predictions: Of the run, or of all its model's runs up to it (evaluation.scope).
+        options: How.
+        record: The run's record; run_id and model_id are read.
+
     Raises:
-        ValueError: The predictions mix runs, models or thresholds, or contradict themselves.
+        ValueError: The predictions mix models or thresholds (or runs, of scope `run`), or contradict themselves.
     """
-    threshold = operating_threshold(predictions)
-    head: dict[str, Any] = {name: pc.first(predictions[name]).as_py() for name in ("run_id", "model_id")}
-    head |= {"scope": options.scope, "label_version": None}
-    head["evaluated_at"] = datetime.now(UTC)
-    rows = [
-        head | {"subgroup": subgroup, "value": value} | row
-        for subgroup, value, part in _parts(with_age_bands(predictions))
-        for row in _rows(part, threshold, 0 if subgroup == "all" else options.min_cell, options)
-    ]
-    return pa.Table.from_pylist(rows, schema=tables.summary_schema())
+    threshold = operating_threshold(predictions, options.scope)
+    head = {
+        "run_id": record["run_id"],
+        "model_id": record["model_id"],
+        "scope": options.scope,
+        "label_version": label_version(predictions),
+        "evaluated_at": datetime.now(UTC),
+    }
+    points = np.linspace(0, 1, options.thresholds)
+    parts, matrices, scores = [], [], []
+    for part in _parts(with_age_bands(predictions)):
+        films, hidden = part.films, part.subgroup != "all" and part.films.labels.size < options.min_cell
+        at = np.append(2.0 if threshold is None else threshold, points if films.labels.size and not hidden else [])
+        parts.append(part)
+        matrices.append(metrics.confusion(films.labels, films.probabilities, at))
+        scores.append({"suppressed": hidden} | ({} if hidden else _score_cells(films, options)))
+    return _table(head, threshold, points, parts, matrices, scores)
 
 
-def _parts(predictions: pa.Table) -> Iterator[tuple[str, str | None, pa.Table]]:
-    yield "all", None, predictions
+def _parts(predictions: pa.Table) -> Iterator[_Part]:
+    films = scored(predictions)
+    yield _Part("all", None, len(predictions), films)
     for column in tables.subgroup_columns(predictions.column_names):
         if predictions[column].null_count == len(predictions):
             continue
-        values = pc.fill_null(pc.cast(predictions[column], pa.string()), "unknown")
-        for value in sorted(values.unique().to_pylist(), key=_natural(column)):
-            yield column, value, predictions.filter(pc.equal(values, value))
+        numbers, names = encoded(predictions[column])
+        images = np.bincount(numbers, minlength=len(names))
+        order = np.argsort(numbers[films.rows], kind="stable")
+        ends = np.cumsum(np.bincount(numbers[films.rows], minlength=len(names)))
+        natural = _natural(column)
+        for i in sorted(np.flatnonzero(images).tolist(), key=lambda i: natural(names[i])):
+            yield _Part(column, names[i], int(images[i]), films.take(order[ends[i - 1] if i else 0 : ends[i]]))
 
 
 def _natural(column: str) -> Any:
@@ -118,49 +161,60 @@ def _natural(column: str) -> Any:
     return lambda value: (value == "unknown", bands.get(value, 0), value)
 
 
-def _rows(part: pa.Table, threshold: float | None, least: int, options: config.Evaluation) -> Iterator[dict[str, Any]]:
-    films = scored(part)
-    row: dict[str, Any] = {"threshold_kind": "bundle", "threshold": threshold, "images": len(part)}
-    if films.labels.size < least:
-        yield row | {"suppressed": True}
-        return
-    row |= {"suppressed": False}
-    grid = np.linspace(0, 1, options.thresholds)
-    at_grid = metrics.grid_counts(films.labels, films.probabilities, grid)
-    at_bundle = metrics.Counts()
-    if threshold is not None:
-        (at_bundle,) = metrics.grid_counts(films.labels, films.probabilities, [threshold])
-    yield row | _count_cells(at_bundle) | _score_cells(films, options)
-    if films.labels.size:
-        for point, counts in zip(grid.tolist(), at_grid, strict=True):
-            yield row | {"threshold_kind": "grid", "threshold": point} | _count_cells(counts)
-
-
-def _cells(name: str, value: float | None, interval: metrics.Interval | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _count_cells(counts: metrics.Counts) -> dict[str, Any]:
-    row: dict[str, Any] = {"labelled": counts.total, "positives": counts.positives, "negatives": counts.negatives}
-    row |= {name: getattr(counts, name) for name in ("tp", "fp", "tn", "fn")}
-    for name in metrics.RATES:
-        row |= _cells(name, counts.rate(name), counts.interval(name))
-    prevalence = counts.positives / counts.total if counts.total else None
-    return row | _cells("prevalence", prevalence, metrics.wilson(counts.positives, counts.total))
-
-
 def _score_cells(films: Scored, options: config.Evaluation) -> dict[str, float | None]:
-    statistics: dict[str, Statistic] = {
-        "auroc": metrics.auroc,
-        "average_precision": metrics.average_precision,
-        "brier": metrics.brier,
-        "ece": partial(metrics.ece, bins=options.bins),
+    """What does not depend on the threshold, with its intervals."""
+    labels, probabilities, patients, _ = films
+    resamples = metrics.enough_resamples(options.bootstrap, labels.size)
+    draws = metrics.bootstrap(labels, probabilities, patients, resamples, options.seed, options.bins)
+    cells: dict[str, float | None] = {}
+    for name, value in metrics.over_thresholds(labels, probabilities, options.bins).items():
+        low, high = metrics.percentile(draws[name], about=value if name == "ece" else None) or (None, None)
+        cells |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    low, high = metrics.delong_interval(labels, probabilities) or (None, None)
+    return cells | {"auroc_delong_low": low, "auroc_delong_high": high}
+
+
+def _table(
+    head: Mapping[str, Any],
+    threshold: float | None,
+    points: NDArray[np.float64],
+    parts: list[_Part],
+    matrices: list[metrics.Ints],
+    scores: list[dict[str, Any]],
+) -> pa.Table:
+    """Puts the parts together column by column: a thousand sites of a hundred thresholds are many rows.
+
+    Each part has a row for the bundle's threshold, which also holds what does not depend on it, then its grid.
+    """
+    lengths = np.array([len(rows) for rows in matrices])
+    part = pa.array(np.repeat(np.arange(len(parts)), lengths))
+    row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    bundle, hidden = row == 0, np.repeat([cells["suppressed"] for cells in scores], lengths)
+    counts = np.concatenate(matrices)
+    labelled, positives = counts.sum(1), counts[:, 0] + counts[:, 3]
+    low, high = metrics.wilson_bounds(positives, labelled)
+    rates = metrics.rates(counts) | {
+        "prevalence": np.divide(positives, labelled, out=np.full(labelled.size, np.nan), where=labelled > 0),
+        "prevalence_low": low,
+        "prevalence_high": high,
     }
-    draws = metrics.bootstrap(statistics, *films, resamples=options.bootstrap, seed=options.seed)
-    row: dict[str, float | None] = {}
-    for name, statistic in statistics.items():
-        value = statistic(films.labels, films.probabilities)
-        row |= _cells(name, value, metrics.percentile(draws[name], about=value if name == "ece" else None))
-    low, high = metrics.delong_interval(films.labels, films.probabilities) or (None, None)
-    return row | {"auroc_delong_low": low, "auroc_delong_high": high}
+    whole = dict(zip(("tp", "fp", "tn", "fn"), counts.T, strict=True))
+    whole |= {"labelled": labelled, "positives": positives, "negatives": labelled - positives}
+    at = np.where(bundle, np.nan if threshold is None else threshold, points[row - 1])
+    columns: dict[str, Any] = {
+        "threshold": pa.array(at, from_pandas=True),
+        "threshold_kind": pc.if_else(pa.array(bundle), "bundle", "grid"),
+        "suppressed": pa.array(hidden),
+        **{name: pa.array(values, mask=hidden) for name, values in whole.items()},
+        **{name: pa.array(values, mask=hidden | np.isnan(values)) for name, values in rates.items()},
+        **{name: pa.array([getattr(p, name) for p in parts]).take(part) for name in ("subgroup", "value", "images")},
+    }
+    schema = tables.summary_schema()
+    for field in schema:
+        if field.name in head:
+            columns[field.name] = pa.repeat(pa.scalar(head[field.name], field.type), len(row))
+        elif field.name not in columns:
+            values = np.full(len(row), np.nan)
+            values[bundle] = [np.nan if cells.get(field.name) is None else cells[field.name] for cells in scores]
+            columns[field.name] = pa.array(values, from_pandas=True)
+    return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)

@@ -6,8 +6,23 @@ pneumonia when `probability >= threshold`. Counts merge by addition and rates co
 """
 
 from pneumobatch.metrics.calibration import choose_threshold, fit_temperature
-from pneumobatch.metrics.counts import RATES, Z95, Counts, Floats, Interval, count, grid_counts, ppv_npv, wilson
+from pneumobatch.metrics.counts import (
+    RATES,
+    Z95,
+    Counts,
+    Floats,
+    Interval,
+    Ints,
+    confusion,
+    count,
+    grid_counts,
+    ppv_npv,
+    rates,
+    wilson,
+    wilson_bounds,
+)
 from pneumobatch.metrics.curves import (
+    STATISTICS,
     Bin,
     Operating,
     auroc,
@@ -15,33 +30,40 @@ from pneumobatch.metrics.curves import (
     brier,
     ece,
     operating_points,
+    over_thresholds,
     reliability,
 )
-from pneumobatch.metrics.intervals import Statistic, bootstrap, delong, delong_interval, percentile
+from pneumobatch.metrics.intervals import bootstrap, delong, delong_interval, enough_resamples, percentile
 
 __all__ = [
     "RATES",
+    "STATISTICS",
     "Z95",
     "Bin",
     "Counts",
     "Floats",
     "Interval",
+    "Ints",
     "Operating",
-    "Statistic",
     "auroc",
     "average_precision",
     "bootstrap",
     "brier",
     "choose_threshold",
+    "confusion",
     "count",
     "delong",
     "delong_interval",
     "ece",
+    "enough_resamples",
     "fit_temperature",
     "grid_counts",
     "operating_points",
+    "over_thresholds",
     "percentile",
     "ppv_npv",
+    "rates",
     "reliability",
     "wilson",
+    "wilson_bounds",
 ]

@@ -1,7 +1,7 @@
 """Confusion counts that merge by addition, and the rates and intervals that come of them last."""
 
 from dataclasses import astuple, dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,23 @@ RATES = ("accuracy", "precision", "sensitivity", "specificity", "npv", "f1")
 """The rates of a confusion matrix, as `Counts.rate` and `Counts.interval` name them."""
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Interval = tuple[float, float]
+
+
+_Number = TypeVar("_Number", int, Ints)
+
+
+def _fractions(tp: _Number, fp: _Number, tn: _Number, fn: _Number) -> dict[str, tuple[_Number, _Number]]:
+    """Numerator and denominator of each of `RATES`, of one matrix or of many."""
+    return {
+        "accuracy": (tp + tn, tp + fp + tn + fn),
+        "precision": (tp, tp + fp),
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "npv": (tn, tn + fn),
+        "f1": (2 * tp, 2 * tp + fp + fn),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +65,7 @@ class Counts:
 
     def fraction(self, rate: str) -> tuple[int, int]:
         """Returns numerator and denominator of one of `RATES` (precision is PPV, sensitivity is recall)."""
-        return {
-            "accuracy": (self.tp + self.tn, self.total),
-            "precision": (self.tp, self.tp + self.fp),
-            "sensitivity": (self.tp, self.positives),
-            "specificity": (self.tn, self.negatives),
-            "npv": (self.tn, self.tn + self.fn),
-            "f1": (2 * self.tp, 2 * self.tp + self.fp + self.fn),
-        }[rate]
+        return _fractions(self.tp, self.fp, self.tn, self.fn)[rate]
 
     def rate(self, rate: str) -> float | None:
         """Returns one of `RATES`, 0–1, or None where its denominator is 0."""
@@ -101,24 +110,60 @@ def count(labels: ArrayLike, predicted: ArrayLike) -> Counts:
     return grid_counts(truth, checked(calls, calls)[1], [0.5])[0]
 
 
-def grid_counts(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> list[Counts]:
-    """Returns one confusion matrix per threshold; those of disjoint parts of an archive merge threshold by threshold.
+def confusion(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> Ints:
+    """Returns tp, fp, tn and fn at each threshold, int64[T, 4].
 
     Raises:
         ValueError: The lengths differ, a label is neither 0 nor 1, or a probability is not finite.
     """
     truth, score = checked(labels, probabilities)
     normal, pneumonia = np.sort(score[~truth]), np.sort(score[truth])
-    true_negatives = np.searchsorted(normal, np.asarray(thresholds, dtype=np.float64), side="left").tolist()
-    false_negatives = np.searchsorted(pneumonia, np.asarray(thresholds, dtype=np.float64), side="left").tolist()
-    return [
-        Counts(tp=pneumonia.size - fn, fp=normal.size - tn, tn=tn, fn=fn)
-        for tn, fn in zip(true_negatives, false_negatives, strict=True)
-    ]
+    points = np.asarray(thresholds, dtype=np.float64)
+    tn = np.searchsorted(normal, points, side="left")
+    fn = np.searchsorted(pneumonia, points, side="left")
+    return np.column_stack([pneumonia.size - fn, normal.size - tn, tn, fn])
+
+
+def grid_counts(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> list[Counts]:
+    """Returns one confusion matrix per threshold; those of disjoint parts of an archive merge threshold by threshold.
+
+    Raises:
+        ValueError: As `confusion`.
+    """
+    return [Counts(*row) for row in confusion(labels, probabilities, thresholds).tolist()]
+
+
+def rates(matrices: Ints) -> dict[str, Floats]:
+    """Returns `RATES` of many confusion matrices [R, 4] at once, each with its `_low` and `_high`; NaN: not defined.
+
+    Values and intervals are those of `Counts.rate` and `Counts.interval`.
+    """
+    tp, fp, tn, fn = np.ascontiguousarray(matrices.T)
+    columns: dict[str, Floats] = {}
+    for name, (numerator, denominator) in _fractions(tp, fp, tn, fn).items():
+        value = np.full(len(matrices), np.nan)
+        np.divide(numerator, denominator, out=value, where=denominator > 0)
+        if name == "f1":
+            low, high = (2 * bound / (1 + bound) for bound in wilson_bounds(tp, tp + fp + fn))
+        else:
+            low, high = wilson_bounds(numerator, denominator)
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return columns
+
+
+def wilson_bounds(successes: Ints, n: Ints, z: float = Z95) -> tuple[Floats, Floats]:
+    """Returns both bounds of the Wilson score interval (Wilson, JASA 1927) of each successes/n; NaN for n = 0."""
+    films = np.where(n > 0, n, 1)
+    rate = successes / films
+    centre = (rate + z * z / (2 * films)) / (1 + z * z / films)
+    half = z / (1 + z * z / films) * np.sqrt(rate * (1 - rate) / films + z * z / (4 * films * films.astype(float)))
+    # Rounding must not cut a rate of exactly 0 or 1 out of its own interval.
+    low, high = np.where(successes == 0, 0.0, centre - half), np.where(successes == n, 1.0, centre + half)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Interval | None:
-    """Returns the Wilson score interval of successes/n (Wilson, JASA 1927), or None for n = 0.
+    """Returns the Wilson score interval of successes/n, or None for n = 0.
 
     Raises:
         ValueError: Not 0 ≤ successes ≤ n.
@@ -127,11 +172,8 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval | None:
         raise ValueError(f"wilson: {successes} successes of {n} are impossible")
     if n == 0:
         return None
-    rate = successes / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)))
-    # Rounding must not cut a rate of exactly 0 or 1 out of its own interval.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+    low, high = wilson_bounds(np.array([successes]), np.array([n]), z)
+    return float(low[0]), float(high[0])
 
 
 def ppv_npv(sensitivity: float, specificity: float, prevalence: float) -> tuple[float | None, float | None]:

@@ -3,6 +3,7 @@
 model.safetensors   weights (of the moving average, where training kept one)
 bundle.json         network, preprocessing, classes, threshold, temperature, metrics, hashes, versions
 history.parquet     one row an epoch
+reference.parquet   what the validation films looked like, and how they scored: drift is measured against it
 CARD.md             what it is, what it was trained on, what is not known
 """
 
@@ -68,6 +69,8 @@ class Bundle(BaseModel):
     """Package versions."""
     weights_sha256: str = ""
     """SHA-256 of model.safetensors."""
+    reference_sha256: str = ""
+    """SHA-256 of reference.parquet; empty: an older bundle, which has none."""
 
     def identity(self) -> str:
         """Returns the SHA-256 that binds weights, preprocessing, temperature and threshold together."""
@@ -78,14 +81,28 @@ class Bundle(BaseModel):
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 
-def save(uri: str, bundle: Bundle, weights: dict[str, Tensor], history: pa.Table, card: str) -> Bundle:
-    """Writes a bundle, bundle.json last, and returns it with its hashes filled in."""
+def save(
+    uri: str, bundle: Bundle, weights: dict[str, Tensor], history: pa.Table, reference: pa.Table, card: str
+) -> Bundle:
+    """Writes a bundle, bundle.json last, and returns it with its hashes filled in.
+
+    Args:
+        uri: The bundle's folder.
+        bundle: All but its hashes and model_id.
+        weights: The network's state.
+        history: One row an epoch.
+        reference: `tables.reference_schema`.
+        card: Markdown; MODEL_ID in it is replaced.
+    """
     blob = save_safetensors({name: tensor.contiguous() for name, tensor in weights.items()})
     bundle = bundle.model_copy(update={"weights_sha256": hashlib.sha256(blob).hexdigest()})
     name = bundle.network.name.removeprefix("timm/")
     bundle = bundle.model_copy(update={"model_id": f"{name}-{bundle.identity()[:12]}"})
     storage.write_bytes(storage.join(uri, "model.safetensors"), blob)
     storage.write_table(storage.join(uri, "history.parquet"), history)
+    storage.write_table(storage.join(uri, "reference.parquet"), reference)
+    written = storage.read_bytes(storage.join(uri, "reference.parquet"))
+    bundle = bundle.model_copy(update={"reference_sha256": hashlib.sha256(written).hexdigest()})
     storage.write_bytes(storage.join(uri, "CARD.md"), card.replace("MODEL_ID", bundle.model_id).encode())
     storage.write_bytes(storage.join(uri, "bundle.json"), bundle.model_dump_json(indent=2).encode())
     return bundle

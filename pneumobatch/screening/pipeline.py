@@ -18,11 +18,15 @@ from pneumobatch.config import Job, Screening
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import scoring
 from pneumobatch.progress import say, track
+from pneumobatch.screening import lease
 from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
 
 COMPILE_PAYS_IMAGES = 3000
 """From about so many images a compilation is paid back by one run on CPUs; later runs find it in the cache."""
+
+BLOCKS = 4096
+"""Blocks that an archive is divided into at most, until they hold as many images as a block should."""
 
 
 def screen(job: Job) -> dict[str, Any]:
@@ -33,40 +37,69 @@ def screen(job: Job) -> dict[str, Any]:
 
     Raises:
         ValueError: Archive, bundle or run id do not fit.
-        RuntimeError: Too many images failed.
+        RuntimeError: Too many images failed, or another start holds the run.
+    """
+    uri = bundles.locate(job.screening.bundle)
+    run = Run(job, bundles.load(uri))
+    if run.record:
+        return already(run)
+    with lease.hold(job.output.uri, run.run_id) as held:
+        run.refresh()  # another start may have published it while this one waited
+        return already(run) if run.record else finish(run, uri, catalog.build(job.archive), held)
+
+
+def already(run: Run) -> dict[str, Any]:
+    """Says that a run is published and removes what staging it still has."""
+    assert run.record is not None
+    say(f"run {run.run_id}: already published, nothing to do")
+    run.clean()
+    return run.record
+
+
+def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, Any]:
+    """Takes a run from wherever it stands to its publication.
+
+    Args:
+        run: The run.
+        uri: Where its bundle lies.
+        films: The archive, or what of it the run is to take (`catalog.build`).
+        held: The lease under which it works.
     """
     started = time.monotonic()
-    uri = bundles.locate(job.screening.bundle)
-    bundle = bundles.load(uri)
-    films = catalog.build(job.archive)
-    with cluster.engine(job.cluster) as resources:
-        plan = decide(job.screening, uri, bundle, resources.gpus > 0, len(films))
-        run = Run(job, bundle, films, asdict(plan))
-        if run.record:
-            say(f"run {run.run_id}: already published, nothing to do")
-            run.clean()
-            return run.record
-        todo = run.begin()
-        say(f"run {run.run_id}: {len(films)} images, {len(todo)} to do, {bundle.model_id}")
-        plan = Plan(**run.pin["plan"])
-        if plan.device == "cuda" and not resources.gpus:
-            raise ValueError(
-                f"screening.run_id: {run.run_id} was started on GPUs and the engine has none now; a GPU's and a CPU's "
-                "probabilities differ in the last digits, so start another run_id"
-            )
-        first: float | None = None
-        if len(todo):
-            with track("screen", len(todo), "images") as advance:
-                done, head = 0, 0
-                for rows in score(job, bundle, plan, todo, resources):
-                    run.stage(rows)
-                    now = time.monotonic() - started
-                    done += len(rows)
-                    if first is None:
-                        first, head = now, done
-                    advance(done, f"{(done - head) / (now - first):.0f} images/s" if now - first > 5 else "")
-    rows = run.reconcile()
-    return run.publish(rows, _facts(job, resources, started, first, len(todo)))
+    todo = run.begin(films)
+    say(f"run {run.run_id}: {len(run.catalogue)} images, {len(todo)} to do, {run.bundle.model_id}")
+    facts: dict[str, Any] = {"bundle": uri, "images_this_start": len(todo)}
+    if len(todo):
+        with cluster.engine(run.job.cluster) as resources:
+            facts |= _scored(run, uri, todo, resources, started)
+    found = run.reconcile()
+    held.check()
+    seconds = round(time.monotonic() - started, 2)
+    return run.publish(found, {**_lineage(run.job), **facts, "seconds": seconds})
+
+
+def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, started: float) -> dict[str, Any]:
+    """Scores and stages what is to do; returns facts for the run's record."""
+    wanted = decide(run.job.screening, uri, run.bundle, resources.gpus > 0, len(run.catalogue))
+    plan = Plan(**run.plan(asdict(wanted)))
+    if plan.device == "cuda" and not resources.gpus:
+        raise ValueError(
+            f"screening.run_id: {run.run_id} was started on GPUs and the engine has none now; a GPU's and a CPU's "
+            "probabilities differ in the last digits, so start another run_id"
+        )
+    first, head, done = 0.0, 0, 0
+    with track("screen", len(todo), "images") as advance:
+        for rows in score(run.job, run.bundle, plan, todo, resources):
+            run.stage(rows)
+            now = time.monotonic() - started
+            done += len(rows)
+            if not first:
+                first, head = now, done
+            advance(done, f"{(done - head) / (now - first):.0f} images/s" if now - first > 5 else "")
+    return {
+        "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": resources.nodes},
+        "seconds_to_first_prediction": round(first, 2),
+    }
 
 
 def score(
@@ -83,25 +116,36 @@ def score(
     decoded and scored where they are fetched, nothing is copied, and no stage can starve another on any number of
     CPUs. With accelerators decoding runs in CPU tasks of its own and only uint8 pictures travel.
     """
+    archive, gpu = job.archive, plan.device == "cuda"
     decoder = FilmDecoder(
-        bundle.preprocessing.image_size, job.archive.max_pixels, job.screening.gate, bundle.validated_age_years
-    )
-    rows = films.select(["image_id", "uri"]).combine_chunks()
-    block = job.screening.block_images
+        bundle.preprocessing.image_size, archive.max_pixels, job.screening.gate, bundle.validated_age_years,
+        archive.max_bytes,
+    )  # fmt: skip
+    rows = films.select(["image_id", "uri", "version"]).combine_chunks()
+    block = block_images(job.screening, len(rows), gpu)
     chunks = [rows.slice(start, block) for start in range(0, len(rows), block)]
     scorers = job.screening.scorers or int(resources.gpus or resources.cpus) or 1
     scorers = min(scorers, len(chunks))
-    gpu = plan.device == "cuda"
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
+
+    def decode(chunk: pa.Table) -> pa.Table:
+        return decoder(chunk).append_column("version", chunk["version"])
+
     scored = (
         ray.data.from_arrow(chunks)
-        .map_batches(decoder, batch_format="pyarrow", batch_size=None, num_cpus=1)
+        .map_batches(decode, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
             scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
             compute=ActorPoolStrategy(size=scorers), **per_scorer,
         )
     )  # fmt: skip
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def block_images(config: Screening, images: int, gpu: bool) -> int:
+    """Images a block: a block costs the engine 8 ms and the driver 50 KB whatever it holds, so that a long archive has
+    larger ones. On accelerators pictures travel between stages, at 50 KB each."""
+    return config.block_images or min(max(images // BLOCKS, 64), 256 if gpu else 4096)
 
 
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
@@ -118,14 +162,9 @@ def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, image
     return Plan(uri, batch, precision, compiling, device.type, scoring.THREADS)
 
 
-def _facts(job: Job, resources: cluster.Resources, started: float, first: float | None, images: int) -> dict[str, Any]:
-    """Lineage and timings for the run's record."""
-    seconds = time.monotonic() - started
+def _lineage(job: Job) -> dict[str, Any]:
+    """What the run's record says of configuration and software."""
     return {
         "config": job.model_dump(mode="json", exclude={"cluster"}),
         "versions": {"pneumobatch": __version__, **{name: version(name) for name in ("ray", "torch", "pyarrow")}},
-        "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": resources.nodes},
-        "seconds": round(seconds, 2),
-        "seconds_to_first_prediction": None if first is None else round(first, 2),
-        "images_this_start": images,
     }

@@ -1,22 +1,27 @@
 """A screening run on disk: what is still to do, what is done, and the moment it becomes visible.
 
-    _staging/<run_id>/run.json          the run's identity, pinned at its first start
     _staging/<run_id>/catalog.parquet   its catalogue, without any path
+    _staging/<run_id>/run.json          its identity, pinned at its first start
+    _staging/<run_id>/plan.json         how it scores, fixed when the first film is scored
     _staging/<run_id>/parts/…           scored rows, as they come
+    catalog/runs/<run_id>.parquet       what it answers for
     predictions/model_id=…/run_date=…/<run_id>.parquet
     runs/<run_id>.json                  written last: until it is there, the run is not published
 
-A run killed at any moment goes on from its parts. Publishing is done from the staged rows alone and may be repeated.
+A run killed at any moment goes on from its parts. What is published is created, never overwritten: whoever comes second
+finds it there and takes it as it is. One file holds a run's rows, so that a reader sees all of them or none.
 """
 
 import hashlib
 import json
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,14 +29,22 @@ from pneumobatch import storage, tables
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
 from pneumobatch.models.bundle import Bundle
+from pneumobatch.screening import reconcile
+from pneumobatch.screening.reconcile import Predictions
 from pneumobatch.tables import Status
 
 FLUSH_ROWS = 4096
 FLUSH_SECONDS = 2.0
-"""A part is written when so many rows have come or so long has passed: what a kill can lose."""
+FLUSH_SHARE = 0.01
+"""A part is written when so many rows have come, or so long has passed: 2 s, and 1 % of the time so far in long runs.
+That is what a kill can lose, and it keeps the parts few."""
 
-_TRANSIENT = ("unreadable", "missing")
-"""Reasons that a later start tries again."""
+PASSING = ("unreadable", "missing")
+"""Reasons of the moment: a later start tries such films again."""
+
+
+class OverBudgetError(RuntimeError):
+    """More films failed than the failure budget allows; nothing was published, and what was scored is kept."""
 
 
 class Run:
@@ -41,50 +54,57 @@ class Run:
         ValueError: The run id belongs to a run with another model, archive or configuration.
     """
 
-    def __init__(self, job: Job, bundle: Bundle, films: pa.Table, plan: dict[str, Any]) -> None:
-        self.job, self.bundle, self.films = job, bundle, films
-        now = datetime.now(UTC)
-        archive = hashlib.sha256(str(job.archive.uri).encode()).hexdigest()[:6]
-        self.run_id = job.screening.run_id or f"{now:%Y-%m-%d}-{bundle.model_id}-{archive}"
+    def __init__(self, job: Job, bundle: Bundle, run_id: str | None = None) -> None:
+        self.job, self.bundle = job, bundle
+        self.run_id = run_id or job.screening.run_id or default_id(job, bundle)
         self.record_uri = storage.join(job.output.uri, "runs", f"{self.run_id}.json")
         self.staging = storage.join(job.output.uri, "_staging", self.run_id)
+        self.identity = {"model_id": bundle.model_id, "configuration": fingerprint(job)}
         self._waiting: list[pa.Table] = []
-        self._flushed = time.monotonic()
-        identity = {"model_id": bundle.model_id, "configuration": self._fingerprint()}
-        self.record: dict[str, Any] | None = _read_json(self.record_uri)
-        self.pin: dict[str, Any] = self.record or _read_json(storage.join(self.staging, "run.json")) or {
-            **identity, "started_at": now.isoformat(), "plan": plan,
-        }  # fmt: skip
-        for key, value in identity.items():
-            if self.pin[key] != value:
+        self._started = self._flushed = time.monotonic()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what is on disk: `record` where the run is published, `pin` where it was ever started."""
+        self.record: dict[str, Any] | None = read_json(self.record_uri)
+        self.pin: dict[str, Any] | None = self.record or read_json(storage.join(self.staging, "run.json"))
+        for key, value in self.identity.items():
+            if self.pin and self.pin[key] != value:
                 raise ValueError(
                     f"screening.run_id: {self.run_id} was started with another {key} ({self.pin[key]}, now {value}); "
                     "choose another run_id"
                 )
 
-    def _fingerprint(self) -> str:
-        """What the rows depend on besides the model; the failure budget and the engine are not part of it."""
-        screening = self.job.screening.model_dump(mode="json", include={"batch_size", "precision", "compile", "gate"})
-        config = [screening, self.job.archive.model_dump(mode="json"), self.job.output.keep_source_uri]
-        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    def begin(self, films: pa.Table) -> pa.Table:
+        """Pins the catalogue at the first start; returns the rows of `films` that are still to do.
 
-    def begin(self) -> pa.Table:
-        """Pins the run at its first start; returns the rows of the catalogue that are still to do."""
+        Args:
+            films: The archive as it is listed now (`catalog.build`), with the paths that the pinned catalogue lacks.
+        """
         pinned = storage.join(self.staging, "catalog.parquet")
-        if not storage.is_file(storage.join(self.staging, "run.json")):
-            anonymous = catalog.publishable(self.films, keep_uri=False)
-            storage.write_table(pinned, anonymous)
+        if not self.pin:
+            storage.write_table(pinned, catalog.publishable(films, keep_uri=False))
+            self.pin = {"run_id": self.run_id, **self.identity, "started_at": datetime.now(UTC).isoformat()}
             storage.write_bytes(storage.join(self.staging, "run.json"), json.dumps(self.pin, indent=2).encode())
         self.catalogue = storage.read_table(pinned)
-        listed = self.films.filter(pc.is_in(self.films["image_id"], self.catalogue["image_id"].combine_chunks()))
-        done = self._staged().column("image_id").combine_chunks()
-        return listed.filter(pc.invert(pc.is_in(listed["image_id"], done)))
+        self.films = films.filter(pc.is_in(films["image_id"], self.catalogue["image_id"].combine_chunks()))
+        staged = self._parts(["image_id", "version", "reason", "status"])
+        settled = reconcile.settled(staged, self.films, PASSING)
+        return self.films.filter(pc.invert(pc.is_in(self.films["image_id"], settled.combine_chunks())))
+
+    def plan(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Fixes how the run scores, or returns what an earlier start fixed: the same run, the same probabilities."""
+        uri = storage.join(self.staging, "plan.json")
+        storage.create_bytes(uri, json.dumps(wanted, indent=2).encode())
+        plan: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        return plan
 
     def stage(self, rows: pa.Table) -> None:
         """Takes scored rows; they are safe once a part is written."""
         self._waiting.append(rows)
-        waiting = sum(len(table) for table in self._waiting)
-        if waiting >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+        now = time.monotonic()
+        patience = max(FLUSH_SECONDS, FLUSH_SHARE * (now - self._started))
+        if sum(len(table) for table in self._waiting) >= FLUSH_ROWS or now - self._flushed >= patience:
             self.flush()
 
     def flush(self) -> None:
@@ -95,134 +115,136 @@ class Run:
             self._waiting = []
         self._flushed = time.monotonic()
 
-    def _parts(self) -> list[pa.Table]:
+    def _parts(self, columns: list[str] | None = None) -> pa.Table:
+        """All staged rows; tries of one film stand beside each other."""
         folder = storage.join(self.staging, "parts")
-        return [storage.read_table(storage.join(folder, file.path)) for file in storage.list_files(folder)]
+        uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
+        with ThreadPoolExecutor(16) as pool:
+            parts = list(pool.map(lambda uri: storage.read_table(uri, columns), uris))
+        return pa.concat_tables(parts) if parts else reconcile.nothing_staged()
 
-    def _staged(self) -> pa.Table:
-        """All staged rows that stand; a film that failed for a passing reason is tried again."""
-        parts = self._parts()
-        if not parts:
-            return pa.table({"image_id": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
-        rows = pa.concat_tables(parts)
-        passing = pc.is_in(rows["reason"], pa.array(_TRANSIENT))
-        return rows.filter(pc.invert(passing))
-
-    def reconcile(self) -> pa.Table:
+    def reconcile(self) -> Predictions:
         """Builds the run's predictions: exactly one row for every catalogued image.
 
         Raises:
-            RuntimeError: The counts do not reconcile, or more images failed than `screening.failure_budget` allows.
+            OverBudgetError: More images failed than the failure budget allows.
+            RuntimeError: The counts do not reconcile.
         """
         self.flush()
-        parts = self._parts()
-        if not parts:
-            raise RuntimeError(f"run {self.run_id}: nothing was scored")
-        rows = _rows(self, pa.concat_tables(parts))
-        self._check(rows)
-        return rows
-
-    def _check(self, rows: pa.Table) -> None:
+        staged = self._parts()
         wanted = len(self.catalogue)
-        if len(rows) != wanted or pc.count_distinct(rows["image_id"]).as_py() != wanted:
+        scored = pc.is_in(self.films["image_id"], staged["image_id"].combine_chunks())
+        lost = len(self.films) - pc.sum(scored, min_count=0).as_py()
+        if lost:
             raise RuntimeError(
-                f"run {self.run_id}: {len(rows)} rows for {wanted} catalogued images; nothing was published"
+                f"run {self.run_id}: {lost} images that are in the archive were not scored; start it again"
             )
-        counts = status_counts(rows)
-        budget = self.job.screening.failure_budget
-        if counts[Status.FAILED] > budget * wanted or counts[Status.FAILED] == wanted:
-            failed = rows.filter(pc.equal(rows["status"], Status.FAILED.value))
-            reasons = sorted(failed["reason"].value_counts().to_pylist(), key=lambda row: -row["counts"])
-            listed = ", ".join(f"{row['values']} {row['counts']}" for row in reasons)
+        constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
+        found = reconcile.predictions(
+            self.catalogue, self.films, staged, constants, keep_uri=self.job.output.keep_source_uri
+        )
+        if found.rows != wanted or found.images != wanted:
             raise RuntimeError(
-                f"run {self.run_id}: {counts[Status.FAILED]} of {wanted} images failed ({listed}), more than "
-                f"screening.failure_budget = {budget:.0%} allows; nothing was published. Mend the archive or raise the "
-                "budget and start the same run again: what was scored is kept"
+                f"run {self.run_id}: {found.rows} rows of {found.images} images for {wanted} catalogued ones; nothing "
+                "was published"
             )
+        self._check_budget(found)
+        return found
 
-    def publish(self, rows: pa.Table, facts: dict[str, Any]) -> dict[str, Any]:
-        """Writes the predictions, then the record that makes them visible, then removes the staging."""
+    def _check_budget(self, found: Predictions) -> None:
+        screening, failed = self.job.screening, found.count(Status.FAILED)
+        allowed = max(screening.failure_budget * found.rows, screening.failures_allowed)
+        if failed > allowed or (failed == found.rows and failed > screening.failures_allowed):
+            reasons = ", ".join(f"{reason} {n}" for (status, reason), n in found.reasons if status == Status.FAILED)
+            text = (
+                f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
+                f"screening.failure_budget = {screening.failure_budget:.0%} allows; nothing was published. Mend the "
+                "archive or raise the budget and start the same run again: what was scored is kept"
+            )
+            storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
+            raise OverBudgetError(text)
+
+    def publish(self, found: Predictions, facts: dict[str, Any]) -> dict[str, Any]:
+        """Creates catalogue and predictions, then the record that makes them visible, then removes the staging.
+
+        Raises:
+            RuntimeError: Predictions of this name are there and do not answer for this catalogue.
+        """
+        assert self.pin is not None
         date = self.pin["started_at"][:10]
-        path = f"predictions/model_id={self.bundle.model_id}/run_date={date}/{self.run_id}.parquet"
-        storage.write_table(storage.join(self.job.output.uri, path), rows)
-        counts = status_counts(rows)
-        self.record = {
+        places = {
+            "catalog": f"catalog/runs/{self.run_id}.parquet",
+            "predictions": f"predictions/model_id={self.bundle.model_id}/run_date={date}/{self.run_id}.parquet",
+        }
+        listed = storage.encode(self.catalogue)
+        if not storage.create_bytes(self._at(places["catalog"]), listed):
+            listed = storage.read_bytes(self._at(places["catalog"]))
+        if not storage.create_bytes(self._at(places["predictions"]), found.data):
+            # A start that was killed between the two writes, or taken over after a long silence, has been here.
+            found = reconcile.read_back(storage.read_bytes(self._at(places["predictions"])), self.catalogue)
+        record = {
             "schema": tables.SCHEMA_VERSION,
             "verb": "screen",
-            "run_id": self.run_id,
             **self.pin,
             "finished_at": datetime.now(UTC).isoformat(),
-            "counts": {"catalogued": len(self.catalogue), **{status.value: counts[status] for status in Status}},
-            "predictions": [path],
-            "bundle": self.pin["plan"]["bundle"],
+            "counts": {"catalogued": found.rows, **{status.value: found.count(status) for status in Status}},
+            "predictions": [places["predictions"]],
+            "catalog": places["catalog"],
+            "hashes": {
+                "catalog": hashlib.sha256(listed).hexdigest(),
+                "predictions": hashlib.sha256(found.data).hexdigest(),
+                "code": code_hash(),
+            },
+            "plan": read_json(storage.join(self.staging, "plan.json")),
             "threshold": self.bundle.threshold,
             "weights_sha256": self.bundle.weights_sha256,
             **facts,
         }
-        storage.write_bytes(self.record_uri, json.dumps(self.record, indent=2).encode())
+        storage.create_bytes(self.record_uri, json.dumps(record, indent=2).encode())
+        self.record = read_json(self.record_uri)
+        assert self.record is not None
         self.clean()
         return self.record
+
+    def _at(self, path: str) -> str:
+        return storage.join(self.job.output.uri, path)
 
     def clean(self) -> None:
         """Removes what staging a published run still has."""
         storage.delete(self.staging)
 
 
-def status_counts(rows: pa.Table) -> dict[Status, int]:
-    """Counts rows by status; every status is named."""
-    found = {row["values"]: row["counts"] for row in rows["status"].value_counts().to_pylist()}
-    return {status: found.get(status.value, 0) for status in Status}
+def default_id(job: Job, bundle: Bundle) -> str:
+    """Names tonight's run of a model over an archive."""
+    return f"{datetime.now(UTC):%Y-%m-%d}-{series(job, bundle)}"
 
 
-def _read_json(uri: str) -> dict[str, Any] | None:
-    return json.loads(storage.read_bytes(uri)) if storage.is_file(uri) else None
+def series(job: Job, bundle: Bundle) -> str:
+    """What a night has in common with other nights: the model and the archive."""
+    return f"{bundle.model_id}-{hashlib.sha256(str(job.archive.uri).encode()).hexdigest()[:6]}"
 
 
-_RECONCILE = """
-WITH latest AS (  -- a film tried again counts as its last try; equal tries are equal rows
-    SELECT * FROM staged
-    QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY status = 'failed', scored_at DESC) = 1
-), joined AS (
-    SELECT n.* EXCLUDE (patient), l.* EXCLUDE (image_id, format, patient), coalesce(n.patient, l.patient) AS patient,
-        CASE WHEN l.sha256 IS NULL THEN n.format ELSE l.format END AS found_format,
-        first_value(n.image_id) OVER (PARTITION BY l.sha256, l.status ORDER BY n.position) AS original
-    FROM catalogue n LEFT JOIN latest l USING (image_id)
-), judged AS (
-    SELECT *, coalesce(status = 'scored' AND sha256 IS NOT NULL AND original <> image_id, false) AS copied FROM joined
-)
-SELECT * REPLACE (
-        CASE WHEN copied THEN 'duplicate' WHEN status IS NULL THEN 'failed' ELSE status END AS status,
-        CASE WHEN copied THEN 'byte_identical' WHEN status IS NULL THEN 'missing' ELSE reason END AS reason,
-        CASE WHEN copied THEN original END AS duplicate_of,
-        CASE WHEN NOT copied THEN probability END AS probability,
-        found_format AS format)
-FROM judged ORDER BY position
-"""
+def fingerprint(job: Job) -> str:
+    """What the rows depend on besides the model; the failure budget and the engine are not part of it."""
+    screening = job.screening.model_dump(mode="json", include={"batch_size", "precision", "compile", "gate", "nightly"})
+    config = [screening, job.archive.model_dump(mode="json"), job.output.keep_source_uri]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _rows(run: Run, staged: pa.Table) -> pa.Table:
-    """Joins catalogue and staged rows, names duplicates, and gives the table its published schema."""
-    with duckdb.connect() as connection:
-        listed = run.catalogue.drop_columns(["sha256", "uri"])
-        connection.register("catalogue", listed.append_column("position", pa.array(range(len(listed)))))
-        connection.register("staged", staged)
-        joined = connection.sql(_RECONCILE).to_arrow_table()
-    lost = set(run.catalogue["image_id"].to_pylist()) & set(run.films["image_id"].to_pylist())
-    lost -= set(staged["image_id"].to_pylist())
-    if lost:
-        raise RuntimeError(
-            f"run {run.run_id}: {len(lost)} images that are in the archive were not scored; start it again"
-        )
-    keep = run.job.output.keep_source_uri
-    if keep is None:
-        keep = "dicom" not in joined["format"].to_pylist()
-    uris = dict(zip(run.films["image_id"].to_pylist(), run.films["uri"].to_pylist(), strict=True)) if keep else {}
-    constants = {"model_id": run.bundle.model_id, "run_id": run.run_id, "threshold": run.bundle.threshold}
-    computed = {
-        "uri": pa.array([uris.get(image_id) for image_id in joined["image_id"].to_pylist()], pa.string()),
-        "predicted_label": pc.greater_equal(joined["probability"], run.bundle.threshold).cast(pa.int8()),
-        **{name: pa.repeat(value, len(joined)) for name, value in constants.items()},
-    }
-    schema = tables.prediction_schema(tables.subgroup_columns(run.catalogue.column_names))
-    columns = [computed[name] if name in computed else joined[name] for name in schema.names]
-    return pa.table([column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
+@cache
+def code_hash() -> str:
+    """SHA-256 of this package's source files, by name."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def read_json(uri: str) -> dict[str, Any] | None:
+    """Reads a JSON object, or None where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    return content

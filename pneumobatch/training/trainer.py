@@ -19,12 +19,13 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from pneumobatch import __version__, cluster, metrics, storage
+from pneumobatch import __version__, cluster, metrics, storage, tables
 from pneumobatch.archive import catalog
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Gate, Job
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say, track
+from pneumobatch.tables import Status
 from pneumobatch.training import card, loop
 from pneumobatch.training.splits import validation_fold
 
@@ -41,11 +42,27 @@ class Trained(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Decoded films of one side of the split: references of Arrow blocks in the object store, and their labels."""
+    """Decoded films of one side of the split."""
 
     blocks: list["ray.ObjectRef[pa.Table]"]
-    labels: np.ndarray[Any, np.dtype[np.int8]]
-    unreadable: int
+    """References of Arrow blocks in the object store, films in order."""
+    films: pa.Table
+    """One row a film, in order: status, label, image statistics and the attributes of `tables.reference_schema`."""
+
+    @property
+    def readable(self) -> pa.Table:
+        """The films that have a picture."""
+        return self.films.filter(pc.equal(self.films["status"], Status.SCORED.value))
+
+    @property
+    def labels(self) -> np.ndarray[Any, np.dtype[np.int8]]:
+        """Labels of the readable films."""
+        return self.readable["label"].to_numpy()  # type: ignore[no-any-return]
+
+    @property
+    def unreadable(self) -> int:
+        """Films without a picture."""
+        return len(self.films) - len(self.labels)
 
 
 def train(job: Job) -> Trained:
@@ -75,7 +92,7 @@ def train(job: Job) -> Trained:
     data = _data(films, usable, training, validation)
     fingerprint = _fingerprint(job, films)
     seconds = time.time() - started
-    trained = _bundle(job, target, state, logits, validation.labels, data, fingerprint, seconds)
+    trained = _bundle(job, target, state, logits, validation, data, fingerprint, seconds)
     storage.delete(staging)
     return Trained(run_id, target, trained)
 
@@ -130,9 +147,9 @@ def _decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
     stage = ray.data.from_arrow(chunks).map_batches(decode, batch_format="pyarrow", batch_size=None)
     say(f"{title}: {len(rows)} at {size} px")
     decoded = stage.materialize()
-    summary = decoded.select_columns(["status", "label"]).to_pandas()
-    readable = summary["status"] == "scored"
-    return Fold(decoded.to_arrow_refs(), summary["label"][readable].to_numpy(np.int8), int((~readable).sum()))
+    described = [name for name in tables.reference_schema().names if name != "probability"]
+    summary = decoded.select_columns([*described, "label"])
+    return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
 
 
 def _fit(
@@ -247,11 +264,11 @@ def _data(films: pa.Table, usable: pa.Table, training: Fold, validation: Fold) -
 
 
 def _bundle(
-    job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any],
+    job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
     data: dict[str, Any], fingerprint: str, seconds: float,
 ) -> bundles.Bundle:  # fmt: skip
     """Fits temperature and threshold on the validation logits and writes the bundle."""
-    plan = job.training
+    plan, labels = job.training, validation.labels
     difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
     temperature = metrics.fit_temperature(difference, labels)
     probabilities = 1 / (1 + np.exp(-difference / temperature))
@@ -287,4 +304,19 @@ def _bundle(
         versions={"pneumobatch": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}},
     )
     history = pa.Table.from_pylist(state["history"])
-    return bundles.save(target, bundle, weights, history, card.write(job, temperature, threshold, goal, data, found))
+    reference = _reference(validation, probabilities, plan.seed)
+    text = card.write(job, temperature, threshold, goal, data, found)
+    return bundles.save(target, bundle, weights, history, reference, text)
+
+
+def _reference(validation: Fold, probabilities: np.ndarray[Any, Any], seed: int) -> pa.Table:
+    """Describes the validation fold for drift: what the films look like, how they score, and how many do not.
+
+    At most `tables.REFERENCE_ROWS` rows, shuffled, so that none can be told to be this or that film by its place.
+    """
+    films, schema = validation.films, tables.reference_schema()
+    scores = np.full(len(films), np.nan)
+    scores[pc.equal(films["status"], Status.SCORED.value).to_numpy()] = probabilities
+    films = films.append_column("probability", pa.array(scores, from_pandas=True))
+    drawn = np.random.default_rng(seed).permutation(len(films))[: tables.REFERENCE_ROWS]
+    return films.select(schema.names).take(pa.array(drawn)).cast(schema)

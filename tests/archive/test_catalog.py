@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pneumobatch.archive import catalog, fetch
-from pneumobatch.archive.labels import SITE_KEY
 from pneumobatch.config import Archive
+from pneumobatch.identity import SITE_KEY
 
 
 def _png(value: int) -> bytes:

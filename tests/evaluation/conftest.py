@@ -1,14 +1,16 @@
 """Synthetic predictions with the shape of a real run: classes overlap, subgroups differ, some films never score."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pneumobatch import tables
+from pneumobatch import storage, tables
 
 Predictions = Callable[..., pa.Table]
 THRESHOLD = 0.42
@@ -28,7 +30,7 @@ def synthetic(films: int = 600, seed: int = 0, labelled: float = 0.95, separatio
         probability = float(1 / (1 + np.exp(-logit))) if status == "scored" else None
         rows.append(
             {
-                "image_id": f"{i:08x}",
+                "image_id": f"{i:032x}",
                 "uri": f"secret/Doe_Jane_{i}/IM-{i}.dcm",
                 "status": status,
                 "reason": reason,
@@ -59,6 +61,20 @@ def predictions() -> pa.Table:
 @pytest.fixture(scope="session")
 def make_predictions() -> Predictions:
     return synthetic
+
+
+@pytest.fixture(scope="session")
+def without_paths(predictions: pa.Table) -> pa.Table:
+    """As of a DICOM archive."""
+    index = predictions.column_names.index("uri")
+    return predictions.set_column(index, "uri", pa.nulls(len(predictions), pa.string()))
+
+
+@pytest.fixture(scope="session")
+def reference() -> pa.Table:
+    """A bundle's reference that knows scores, ages, sexes, views and manufacturers."""
+    films = synthetic(2000, seed=7)
+    return tables.upgraded(films.select(tables.reference_schema().names), tables.reference_schema())
 
 
 @pytest.fixture
@@ -99,3 +115,24 @@ def history() -> pa.Table:
             "images_per_second": 140.0 + epochs,
         }
     )
+
+
+Publish = Callable[[Path, pa.Table, dict[str, Any], str, str], None]
+
+
+@pytest.fixture(scope="session")
+def publish() -> Publish:
+    """Writes predictions and their run record as screening does."""
+
+    def write(folder: Path, films: pa.Table, record: dict[str, Any], run_id: str, date: str) -> None:
+        path = f"predictions/model_id={record['model_id']}/run_date={date}/{run_id}.parquet"
+        index = films.column_names.index("model_id")
+        films = films.set_column(
+            index, films.schema.field(index), pa.array([record["model_id"]] * len(films), pa.string())
+        )
+        storage.write_table(storage.join(str(folder), path), films)
+        counts = {"catalogued": len(films)} | {str(s): films["status"].to_pylist().count(s) for s in tables.Status}
+        mine = {"run_id": run_id, "predictions": [path], "finished_at": f"{date}T02:10:00+00:00", "counts": counts}
+        storage.write_bytes(storage.join(str(folder), "runs", f"{run_id}.json"), json.dumps(record | mine).encode())
+
+    return write

@@ -3,11 +3,13 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from pneumobatch import config, storage
-from pneumobatch.evaluation.report import render, write_report
+from pneumobatch.evaluation import drift, worklists
+from pneumobatch.evaluation.report import Findings, render, write_report
 from pneumobatch.evaluation.summary import summarise
 
 OPTIONS = config.Evaluation(bootstrap=40, prevalence=0.08)
@@ -44,14 +46,27 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
-@pytest.fixture(scope="module")
-def summary(predictions):
-    return summarise(predictions, OPTIONS)
+def find(predictions, record, options=OPTIONS, reference=None, history=None, runs=1):
+    return Findings(
+        predictions,
+        summarise(predictions, options, record),
+        runs,
+        predictions["probability"],
+        drift.Reference(reference, None if reference else "the bundle has no reference; train again to have one"),
+        None if reference is None else drift.measure(reference, predictions, options, record),
+        worklists.review(predictions),
+        worklists.discrepancies(predictions),
+        history,
+    )
+
+
+def page(predictions, record, options=OPTIONS, **more):
+    return render(record, find(predictions, record, options, **more), options)
 
 
 @pytest.fixture
-def html(record, predictions, summary, history):
-    return render(record, predictions, summary, OPTIONS, history)
+def html(record, without_paths, reference, history):
+    return page(without_paths, record, reference=reference, history=history)
 
 
 def test_the_page_needs_nothing_from_elsewhere(html):
@@ -76,42 +91,56 @@ def test_the_page_reconciles(html, record):
     assert "view_not_frontal" in words and "truncated_jpeg" in words
 
 
-def test_a_page_that_does_not_reconcile_warns(record, predictions, summary):
+def test_a_page_that_does_not_reconcile_warns(record, predictions):
     record["counts"]["catalogued"] += 1
-    assert "do not reconcile" in render(record, predictions, summary, OPTIONS)
+    assert "do not reconcile" in page(predictions, record)
+
+
+def test_films_of_several_runs_reconcile_with_their_own_number(record, predictions, make_predictions):
+    options = OPTIONS.model_copy(update={"scope": "model"})
+    words = Page(page(predictions, record | {"counts": {"catalogued": 3}}, options, runs=12)).words()
+    assert "The counts reconcile." in words
+    assert "the latest row of every image in 12 runs of this model" in words
+    twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
+    assert "do not reconcile" in page(twice, record, options)
 
 
 def test_the_page_holds_no_identity(html, predictions):
     for secret in ("Doe_", "secret/", ".dcm", "patient-", "/mnt/", "/models/private"):
         assert secret not in html
-    assert not any(image_id in html for image_id in predictions["image_id"].to_pylist())
 
 
-def test_the_page_holds_rates_intervals_and_figures(html, summary):
-    words, row = Page(html).words(), summary.to_pylist()[0]
+def test_paths_are_shown_where_the_predictions_have_them(record, predictions):
+    html = page(predictions, record)
+    assert "secret/Doe_Jane" in html and "name films by their source path" in html
+    assert "patient-" not in html
+
+
+def test_the_page_holds_rates_intervals_and_figures(html, predictions, record):
+    words, row = Page(html).words(), summarise(predictions, OPTIONS, record).to_pylist()[0]
     for name in ("sensitivity", "specificity", "precision", "npv", "auroc", "accuracy", "f1"):
         assert f"{row[name]:.3f} {row[name + '_low']:.3f}–{row[name + '_high']:.3f}" in words
-    assert html.count("<figure>") == 7
+    assert html.count("<figure") == 8
     assert "suppressed: fewer than 20 labelled films" in words
     assert "8.0 % · local" in words
 
 
 def test_without_labels_the_page_says_so(record, make_predictions):
     bare = make_predictions(labelled=0)
-    page = Page(render(record, bare, summarise(bare, OPTIONS), OPTIONS))
-    assert "No label is known for any scored film" in page.words()
-    assert "Sensitivity and specificity" not in page.words()
-    assert page.tags.count("figure") == 1
+    shown = Page(page(bare, record))
+    assert "No label is known for any scored film" in shown.words()
+    assert "Sensitivity and specificity" not in shown.words()
+    assert shown.tags.count("figure") == 1
 
 
 def test_a_record_of_two_keys_and_one_class_are_enough(predictions):
     for rows in (predictions.filter(pc.field("label") == 1), predictions.filter(pc.field("status") == "failed")):
-        Page(render({"run_id": "r", "model_id": "m"}, rows, summarise(rows, OPTIONS), OPTIONS))
+        Page(page(rows, {"run_id": "r", "model_id": "m"}))
 
 
-def test_foreign_text_is_escaped(record, predictions, summary):
+def test_foreign_text_is_escaped(record, predictions):
     record["versions"]["<script>alert(1)</script>"] = "<b>"
-    assert "<script" not in render(record, predictions, summary, OPTIONS)
+    assert "<script" not in page(predictions, record)
 
 
 def test_many_suppressed_values_are_only_counted(record, make_predictions):
@@ -119,12 +148,49 @@ def test_many_suppressed_values_are_only_counted(record, make_predictions):
     index = predictions.column_names.index("etiology")
     names = [f"value-{i}" for i in range(len(predictions))]
     many = predictions.set_column(index, "etiology", [names])
-    html = render(record, many, summarise(many, OPTIONS), OPTIONS)
+    html = page(many, record)
     assert "600 further values" in html and "value-7" not in html
 
 
-def test_write_report_puts_the_page_below_the_output(tmp_path, record, predictions, summary):
-    uri = write_report(str(tmp_path), record, predictions, summary, OPTIONS)
+def test_of_many_values_the_largest_are_tabulated(record, make_predictions):
+    predictions = make_predictions()
+    index = predictions.column_names.index("etiology")
+    names = ["large" if i % 2 else f"value-{i % 60}" for i in range(len(predictions))]
+    many = predictions.set_column(index, "etiology", [names])
+    html = page(many, record, OPTIONS.model_copy(update={"min_cell": 2}))
+    assert "7 further values: see the summary table" in html and "<td>large</td>" in html
+
+
+def test_the_page_says_scope_labels_and_drift(html, without_paths, record):
+    words = Page(html).words()
+    assert "the images of this run" in words
+    assert f"version {summarise(without_paths, OPTIONS, record)['label_version'][0].as_py()}" in words
+    assert "measures drifted" in words or "None of" in words
+    assert "called pneumonia" in words and "transfer syntax" not in words  # unknown to this reference
+
+
+def test_a_page_without_reference_says_why(record, predictions):
+    assert "Not measured: the bundle has no reference" in Page(page(predictions, record)).words()
+
+
+def test_too_few_films_are_not_judged(record, predictions, reference):
+    words = Page(page(predictions.slice(0, 50), record, reference=reference)).words()
+    assert (
+        "Not judged:" in words and "are fewer than 100" in words and "drifted" not in words.replace("has drifted", "")
+    )
+
+
+def test_the_lists_show_as_many_films_as_wanted(record, without_paths):
+    lists = find(without_paths, record)
+    html = page(without_paths, record, OPTIONS.model_copy(update={"review_images": 3}))
+    first = lists.discrepancies["image_id"].to_pylist()
+    assert all(image_id in html for image_id in first[:3]) and first[3] not in html
+    assert f"To review: {len(lists.review)} scored films" in html
+    assert "The first 3; the table beside this report holds all." in html
+
+
+def test_write_report_puts_the_page_below_the_output(tmp_path, record, predictions):
+    uri = write_report(str(tmp_path), record, find(predictions, record), OPTIONS)
     assert uri == f"{tmp_path}/reports/{record['run_id']}/index.html"
     assert storage.read_bytes(uri).startswith(b"<!DOCTYPE html>")
 
@@ -134,8 +200,12 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(tmp_path, html):
     # The page's own policy forbids scripts; the copy under test has one that measures.
     probe = "<script>document.title = 'wide ' + Math.max(...[document.documentElement, ...document.querySelectorAll("
     probe += "'.scroll')].map(e => e.scrollWidth - e.clientWidth))</script></body>"
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</body>", probe)
-    (tmp_path / "index.html").write_text(page, encoding="utf-8")
+    probed = (
+        re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+        .replace("</body>", probe)
+        .replace("<details>", "<details open>")
+    )
+    (tmp_path / "index.html").write_text(probed, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     options += ["--disable-background-networking", "--disable-component-update", "--window-size=1280,2000"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", "--hide-scrollbars"]

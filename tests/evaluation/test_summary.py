@@ -1,16 +1,12 @@
-import io
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from rich.console import Console
 
-from pneumobatch import config, metrics, storage, tables
-from pneumobatch.evaluation.evaluate import console_table, evaluate, join_labels, load
+from pneumobatch import config, metrics, tables
 from pneumobatch.evaluation.summary import scored, statuses, summarise
 
+RECORD = {"run_id": "2026-10-01-night", "model_id": "attention_resnet50-3f9c2a77"}
 OPTIONS = config.Evaluation(bootstrap=40, thresholds=11)
 
 
@@ -28,7 +24,7 @@ def put(table, name, values):
 
 @pytest.fixture(scope="module")
 def summary(predictions):
-    return summarise(predictions, OPTIONS)
+    return summarise(predictions, OPTIONS, RECORD)
 
 
 def test_only_scored_films_with_a_label_count(predictions, summary):
@@ -76,18 +72,18 @@ def test_grid_rows_hold_counts_but_nothing_free_of_thresholds(summary):
 
 def test_summaries_of_shuffled_predictions_are_the_same(predictions, summary):
     order = np.random.default_rng(0).permutation(len(predictions))
-    again = summarise(predictions.take(order), OPTIONS)
+    again = summarise(predictions.take(order), OPTIONS, RECORD)
     assert again.drop_columns("evaluated_at").equals(summary.drop_columns("evaluated_at"))
 
 
 def test_without_bootstrap_delong_remains(predictions):
-    row = pick(summarise(predictions, config.Evaluation(bootstrap=0)))
+    row = pick(summarise(predictions, config.Evaluation(bootstrap=0), RECORD))
     assert row["auroc_low"] is None and row["brier_low"] is None
     assert row["auroc_delong_low"] < row["auroc"] < row["auroc_delong_high"]
 
 
 def test_unknown_labels_are_never_negative(make_predictions):
-    summary = summarise(make_predictions(labelled=0), OPTIONS)
+    summary = summarise(make_predictions(labelled=0), OPTIONS, RECORD)
     row = pick(summary)
     assert (row["labelled"], row["tn"], row["accuracy"]) == (0, 0, None)
     assert not pick(summary, kind="grid")
@@ -95,7 +91,7 @@ def test_unknown_labels_are_never_negative(make_predictions):
 
 def test_a_run_in_which_nothing_was_scored_has_an_empty_headline(predictions):
     rows = predictions.filter(pc.field("status") == "failed")
-    row = pick(summarise(rows, OPTIONS))
+    row = pick(summarise(rows, OPTIONS, RECORD))
     assert (row["threshold"], row["labelled"], row["images"]) == (None, 0, len(rows))
 
 
@@ -103,130 +99,52 @@ def test_a_run_in_which_nothing_was_scored_has_an_empty_headline(predictions):
 def test_mixed_runs_are_refused(predictions, column):
     mixed = put(predictions, column, [0.1 if column == "threshold" else "x", *predictions[column].to_pylist()[1:]])
     with pytest.raises(ValueError, match=f"column {column} is empty or mixed"):
-        summarise(mixed, OPTIONS)
+        summarise(mixed, OPTIONS, RECORD)
 
 
 def test_calls_that_contradict_the_threshold_are_refused(predictions):
     flipped = [None if v is None else 1 - v for v in predictions["predicted_label"].to_pylist()]
     with pytest.raises(ValueError, match=r"not \(probability >= threshold\)"):
-        summarise(put(predictions, "predicted_label", flipped), OPTIONS)
+        summarise(put(predictions, "predicted_label", flipped), OPTIONS, RECORD)
 
 
 def test_films_of_unknown_patient_are_patients_of_their_own(predictions):
     partly = put(predictions, "patient", [None, *predictions["patient"].to_pylist()[1:]])
-    assert None not in scored(partly).patients
+    assert len(set(scored(partly).patients.tolist())) == len(set(scored(predictions).patients.tolist())) + 1
     assert scored(put(predictions, "patient", [None] * len(predictions))).patients is None
 
 
-def publish(folder, predictions, record):
-    storage.write_table(storage.join(str(folder), record["predictions"][0]), predictions)
-    storage.write_bytes(storage.join(str(folder), "runs", f"{record['run_id']}.json"), json.dumps(record).encode())
-    return config.Job(output={"uri": str(folder)}, evaluation={"bootstrap": 20, "thresholds": 11})
+def test_a_thousand_values_of_a_subgroup_keep_their_counts(make_predictions):
+    films = make_predictions(6000, seed=2)
+    sites = [f"site-{i * 7919 % 1000}" if i % 2 else "large" for i in range(len(films))]
+    many = films.append_column("site", pa.array(sites))
+    summary = summarise(many, OPTIONS.model_copy(update={"min_cell": 6}), RECORD)
+    rows = [r for r in summary.to_pylist() if r["subgroup"] == "site" and r["threshold_kind"] == "bundle"]
+    assert sum(r["images"] for r in rows) == len(films) and len(rows) == len(set(sites))
+    counted = films.filter((pc.field("status") == "scored") & pc.field("label").is_valid())
+    large = [r for r, site in zip(films.to_pylist(), sites, strict=True) if site == "large" and r["status"] == "scored"]
+    large = [r for r in large if r["label"] is not None]
+    counts = metrics.count([r["label"] for r in large], [r["predicted_label"] for r in large])
+    row = pick(summary, "site", "large")
+    assert metrics.Counts(row["tp"], row["fp"], row["tn"], row["fn"]) == counts
+    assert row["sensitivity"] == counts.rate("sensitivity")
+    assert (row["f1_low"], row["f1_high"]) == counts.interval("f1")
+    assert row["auroc"] == pytest.approx(metrics.auroc([r["label"] for r in large], [r["probability"] for r in large]))
+    assert sum(r["labelled"] or 0 for r in rows) <= len(counted)
+    assert {r["suppressed"] for r in rows} == {True, False}
 
 
-def test_evaluate_writes_summary_and_report(tmp_path, predictions, record):
-    result = evaluate(publish(tmp_path, predictions, record))
-    stored = storage.read_table(result.summary_uri)
-    assert stored.equals(result.summary)
-    assert f"model_id={record['model_id']}/{record['run_id']}.parquet" in result.summary_uri
-    assert storage.is_file(str(tmp_path / "reports" / record["run_id"] / "index.html"))
-    assert sum(result.statuses.values()) == len(predictions)
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(console_table(result))
-    shown = console.export_text()
-    row = pick(stored)
-    assert f"{row['sensitivity']:.3f}" in shown and "suppressed" in shown
-    assert "manufacturer" in shown and "…" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())
+def test_dictionary_columns_summarise_as_text_does(predictions, summary):
+    names = ["status", "reason", "run_id", "model_id", "sex", "view", "manufacturer", "etiology"]
+    encoded = predictions
+    for name in names:
+        encoded = encoded.set_column(encoded.column_names.index(name), name, encoded[name].dictionary_encode())
+    again = summarise(encoded, OPTIONS, RECORD)
+    assert again.drop_columns("evaluated_at").equals(summary.drop_columns("evaluated_at"))
 
 
-@pytest.mark.parametrize("where", ["bundle", "config"])
-def test_the_bundles_history_reaches_the_report(tmp_path, predictions, record, history, where):
-    folder = str(tmp_path / "bundle")
-    storage.write_table(storage.join(folder, "history.parquet"), history)
-    record |= {"bundle": folder} if where == "bundle" else {"bundle": None, "config": {"screening": {"bundle": folder}}}
-    result = evaluate(publish(tmp_path, predictions, record))
-    page = storage.read_bytes(result.report_uri).decode()
-    assert "How the model was trained" in page and str(tmp_path) not in page
-
-
-def test_the_latest_screening_run_is_taken(tmp_path, predictions, record):
-    old = record | {"run_id": "old", "finished_at": "2026-09-01T00:00:00+00:00"}
-    training = record | {"run_id": "training", "verb": "train", "finished_at": "2027-01-01T00:00:00+00:00"}
-    publish(tmp_path, predictions, old)
-    publish(tmp_path, predictions, training)
-    job = publish(tmp_path, predictions, record)
-    assert load(job).record["run_id"] == record["run_id"]
-    assert load(config.Job(output=job.output, evaluation={"run_id": "old"})).record["run_id"] == "old"
-
-
-def test_missing_runs_are_named(tmp_path, record):
-    job = config.Job(output={"uri": str(tmp_path)})
-    with pytest.raises(ValueError, match="no published screening run"):
-        load(job)
-    with pytest.raises(ValueError, match=r"nope\.json: no such run"):
-        load(config.Job(output=job.output, evaluation={"run_id": "nope"}))
-    storage.write_bytes(str(tmp_path / "runs" / "r.json"), json.dumps({"verb": "screen", "run_id": "r"}).encode())
-    with pytest.raises(ValueError, match=r"r\.json: lacks model_id, predictions"):
-        load(job)
-    storage.write_bytes(str(tmp_path / "runs" / "r.json"), b"half a rec")
-    with pytest.raises(ValueError, match="not a run record"):
-        load(job)
-
-
-def labels_file(tmp_path, text):
-    path = tmp_path / "labels.csv"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-@pytest.mark.parametrize("key", ["image_id", "uri", "name"])
-def test_late_labels_join_by_id_path_or_file_name(tmp_path, predictions, key):
-    head = predictions.slice(0, 6)
-    keys = head["image_id" if key == "image_id" else "uri"].to_pylist()
-    keys = [k.rsplit("/", 1)[-1] for k in keys] if key == "name" else keys
-    values = ["PNEUMONIA", "normal", "1", "0", "pending", ""]
-    text = "uri,label\n" + "".join(f"{k},{v}\n" for k, v in zip(keys, values, strict=True))
-    joined = join_labels(predictions, labels_file(tmp_path, text), config.Archive())
-    assert joined["label"].to_pylist() == [1, 0, 1, 0, *[None] * (len(predictions) - 4)]
-    assert joined.schema.field("label").type == pa.int8()
-
-
-def test_late_labels_bring_patients_and_subgroups_where_there_are_none(tmp_path, predictions):
-    bare = put(predictions, "patient", [None] * len(predictions))
-    ids = predictions["image_id"].to_pylist()[:2]
-    text = f"id,label,patient,site,sex\n{ids[0]},1,p1,north,X\n{ids[1]},0,p2,south,X\n"
-    joined = join_labels(bare, labels_file(tmp_path, text), config.Archive(key_column="id"))
-    assert joined["patient"].to_pylist()[:3] == ["p1", "p2", None]
-    assert joined["site"].to_pylist()[:2] == ["north", "south"]
-    assert joined["sex"].equals(predictions["sex"])
-
-
-def test_late_labels_from_parquet(tmp_path, predictions):
-    table = pa.table({"uri": predictions["image_id"].slice(0, 2), "label": pa.array([True, None])})
-    storage.write_table(str(tmp_path / "labels.parquet"), table)
-    joined = join_labels(predictions, str(tmp_path / "labels.parquet"), config.Archive())
-    assert joined["label"].to_pylist()[:2] == [1, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x,label\na,1\n", "none of the columns uri, image_id, .*; set archive.key_column to one of x, label"),
-        ("uri,class\na,1\n", "no column label; set archive.label_column"),
-        ("uri,label\n00000000,1\n00000000,0\n", "names an image twice"),
-        ("uri,label\n00000000,1\n00000001,Doe Jane\n", "row 2: the label is none of"),
-        ("uri,label\nelsewhere,1\n", "none of its 1 keys fits"),
-        ("uri,label\n1,2,3\n", "not a readable CSV"),
-    ],
-)
-def test_unfit_labels_are_named_without_their_content(tmp_path, predictions, text, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        join_labels(predictions, labels_file(tmp_path, text), config.Archive())
-    assert "Doe" not in str(caught.value)
-
-
-def test_an_ambiguous_file_name_is_refused(tmp_path, predictions):
-    twice = put(predictions, "uri", ["a/same.dcm", "b/same.dcm", *predictions["uri"].to_pylist()[2:]])
-    with pytest.raises(ValueError, match="fits several images"):
-        join_labels(twice, labels_file(tmp_path, "uri,label\nsame.dcm,1\n"), config.Archive())
+def test_films_of_several_runs_are_one_scope(predictions):
+    runs = ["a" if i % 2 else "b" for i in range(len(predictions))]
+    options = OPTIONS.model_copy(update={"scope": "model"})
+    row = pick(summarise(put(predictions, "run_id", runs), options, RECORD))
+    assert (row["scope"], row["run_id"], row["images"]) == ("model", RECORD["run_id"], len(predictions))

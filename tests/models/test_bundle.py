@@ -1,5 +1,6 @@
 """Bundles: round trip, tampering, and where they are found."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,21 @@ def test_round_trip(tmp_path: Path, make_bundle: Make) -> None:
         "bundle.json",
         "history.parquet",
         "model.safetensors",
+        "reference.parquet",
     ]
     assert made.model_id in (tmp_path / "CARD.md").read_text()
+
+
+def test_the_reference_is_bound_by_its_hash_and_older_bundles_have_none(tmp_path: Path, make_bundle: Make) -> None:
+    made = make_bundle(str(tmp_path))
+    written = (tmp_path / "reference.parquet").read_bytes()
+    assert made.reference_sha256 == hashlib.sha256(written).hexdigest()
+    path = tmp_path / "bundle.json"
+    content = json.loads(path.read_text())
+    del content["reference_sha256"]
+    path.write_text(json.dumps(content))
+    older = bundles.load(str(tmp_path))
+    assert older.reference_sha256 == "" and older.identity() == made.identity()
 
 
 def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bundle: Make) -> None:

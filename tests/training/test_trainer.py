@@ -1,5 +1,6 @@
 """Training end to end on a real local engine: bundle, two workers, a killed driver, a killed worker."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from pneumobatch import cluster
+from pneumobatch import cluster, tables
 from pneumobatch.config import Job
 from pneumobatch.models import bundle as bundles
-from pneumobatch.training.trainer import train
+from pneumobatch.training.trainer import Fold, _reference, train
 
 pytestmark = pytest.mark.engine
 
@@ -62,6 +65,37 @@ def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> Non
     card = (Path(undisturbed) / "CARD.md").read_text()
     assert "Research use only" in card
     assert bundle.model_id in card
+
+
+def test_the_bundle_describes_its_validation_films_for_drift(undisturbed: str) -> None:
+    bundle = bundles.load(undisturbed)
+    path = Path(undisturbed) / "reference.parquet"
+    assert bundle.reference_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    reference = pq.read_table(path)
+    assert reference.schema.equals(tables.reference_schema(), check_metadata=True)
+    scored = reference.filter(pc.equal(reference["status"], "scored"))
+    assert len(scored) == bundle.data["validation"]
+    called = pc.sum(pc.greater_equal(scored["probability"], bundle.threshold)).as_py()
+    assert called >= bundle.metrics["sensitivity"] * bundle.data["validation_sick"] - 1e-9
+    for name in tables.STATISTICS:
+        assert scored[name].null_count == 0
+    assert reference["probability"].null_count == len(reference) - len(scored)
+
+
+def test_a_reference_keeps_so_many_films_in_no_order() -> None:
+    count = tables.REFERENCE_ROWS + 500
+    status = ["scored" if i % 3 else "rejected" for i in range(count)]
+    films = tables.upgraded(pa.table({"status": status, "width": range(count)}), tables.reference_schema())
+    films = films.drop_columns(["probability"]).append_column("label", pa.array([i % 2 for i in range(count)]))
+    fold = Fold([], films)
+    probabilities = np.arange(count)[[s == "scored" for s in status]] / count
+    reference = _reference(fold, probabilities, seed=0)
+    assert len(reference) == tables.REFERENCE_ROWS and reference.schema == tables.reference_schema()
+    widths, scores = reference["width"].to_numpy(), reference["probability"].to_pylist()
+    assert (np.diff(widths) < 0).any() and len(set(widths.tolist())) == len(widths)
+    for width, score in zip(widths.tolist(), scores, strict=True):
+        assert score == (width / count if width % 3 else None)
+    assert fold.unreadable == status.count("rejected") and len(fold.labels) == status.count("scored")
 
 
 def _weights(uri: str) -> dict[str, np.ndarray[Any, Any]]:

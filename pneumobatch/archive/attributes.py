@@ -1,0 +1,75 @@
+"""What a DICOM object says of itself, as far as it may leave: an allow-list of attributes, and keyed identities."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pneumobatch.identity import SITE_KEY, keyed_hash
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_VIEWS = {"PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL"}
+_DAYS = {"Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
+_IDENTITIES = {
+    "patient": "PatientID",
+    "accession": "AccessionNumber",
+    "study": "StudyInstanceUID",
+    "instance": "SOPInstanceUID",
+}
+
+
+def code(dataset: "Dataset", keyword: str) -> str:
+    """First value of an element as an upper-case code, "" where it is absent."""
+    value = dataset.get(keyword)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = value[0] if value else ""
+    return " ".join(str(value if value is not None else "").upper().split())
+
+
+def number(dataset: "Dataset", keyword: str) -> float | None:
+    """First value of a numeric element, None where it is absent or empty."""
+    text = code(dataset, keyword)
+    return float(text) if text else None
+
+
+def view(dataset: "Dataset") -> str:
+    """View position; some archives put it into PatientPosition, whose own terms (HFS …) name no projection."""
+    position = code(dataset, "PatientPosition")
+    return code(dataset, "ViewPosition") or (position if position in _VIEWS else "")
+
+
+def allowed(dataset: "Dataset") -> dict[str, str | int]:
+    """The allow-list, each value in a form that cannot carry free text (a manufacturer's name apart)."""
+    codes = (
+        ("modality", code(dataset, "Modality"), r"[A-Z]{2,16}"),
+        ("view", view(dataset), r"[A-Z]{1,16}"),
+        ("sex", code(dataset, "PatientSex"), r"[MFO]"),
+        ("photometric", code(dataset, "PhotometricInterpretation"), r"[A-Z0-9_ ]{1,16}"),
+    )
+    found: dict[str, str | int] = {name: value for name, value, form in codes if re.fullmatch(form, value)}
+    if age := re.fullmatch(r"(\d{1,3})([YMWD]?)", code(dataset, "PatientAge")):
+        found["age_years"] = min(int(int(age[1]) * _DAYS[age[2] or "Y"] / _DAYS["Y"]), 90)
+    if month := re.fullmatch(r"(\d{4})\.?(0[1-9]|1[0-2])\.?\d\d", code(dataset, "StudyDate")):
+        found["study_month"] = f"{month[1]}-{month[2]}"
+    if maker := " ".join(
+        "".join(c if c.isprintable() else " " for c in str(dataset.get("Manufacturer") or "")).split()
+    ):
+        found["manufacturer"] = maker[:64]
+    return found
+
+
+def identities(dataset: "Dataset") -> dict[str, str]:
+    """Keyed hashes of patient, accession, study and instance, as far as they are stated; none without the site's key.
+
+    The value is hashed as text, without spaces at its ends, after the kind of identifier: `patient:12345`.
+    """
+    if not os.environ.get(SITE_KEY):
+        return {}
+    found = {}
+    for name, keyword in _IDENTITIES.items():
+        value = dataset.get(keyword)
+        if isinstance(value, str) and (text := value.strip()):
+            found[name] = keyed_hash(f"{name}:{text}")
+    return found

@@ -1,0 +1,170 @@
+"""Labels that arrive late: a table of them joined with predictions, and the version of what is known.
+
+What is not known (no row, an empty cell, `pending`) is neither pneumonia nor normal. Identifiers join as keyed hashes
+alone, and nothing of a label table but classes, hashed patients and the job's subgroups goes further.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pneumobatch import storage, tables
+from pneumobatch.config import Archive, Job
+from pneumobatch.identity import SITE_KEY, has_key, keyed_hashes
+
+IMAGE_ID = r"^[0-9a-f]{32}$"
+
+WIDEST_LAST = ("instance", "study", "accession")
+"""Identifiers of a label table's further columns: of one image, of a study, of an order of several."""
+
+
+def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
+    """Gives films the labels of evaluation.labels, else of archive.labels, else those they were screened with.
+
+    Raises:
+        ValueError: As `join_labels`; evaluation.labels fits no film at all. A table of archive.labels may: it grows.
+    """
+    if job.evaluation.labels:
+        return join_labels(predictions, job.evaluation.labels, job.archive)
+    if job.archive.labels:
+        return join_labels(predictions, job.archive.labels, job.archive, growing=True)
+    return predictions
+
+
+def label_version(predictions: pa.Table) -> str:
+    """Returns 12 hex digits of the SHA-256 of the known labels used: those of scored films, by image.
+
+    The same labels of the same films have the same version, whatever file, order or spelling they came in.
+    """
+    known = predictions.filter(_counted())
+    pairs = pc.binary_join_element_wise(known["image_id"], pc.if_else(pc.equal(known["label"], 1), "1\n", "0\n"), "=")
+    digest = hashlib.sha256()
+    for chunk in pairs.take(pc.sort_indices(pairs)).chunks:
+        start, end = (chunk.offset, chunk.offset + len(chunk))
+        offsets = memoryview(chunk.buffers()[1]).cast("i")
+        if len(chunk):
+            digest.update(memoryview(chunk.buffers()[2])[offsets[start] : offsets[end]])
+    return digest.hexdigest()[:12]
+
+
+def _counted() -> pc.Expression:
+    return (pc.field("status") == tables.Status.SCORED) & pc.field("label").is_valid()
+
+
+def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: bool = False) -> pa.Table:
+    """Replaces the predictions' labels by those of a CSV or Parquet table.
+
+    The key column names images by image_id, uri, path below the archive, or file name (with or without ending). Rows
+    in which it is empty, or a table without one, name them by `instance` (SOPInstanceUID), `study` (StudyInstanceUID)
+    or `accession` (AccessionNumber): the finest that the row has, and a label of a study or an accession is that of
+    all its images. Patients, as keyed hashes, and subgroups are taken along where a prediction has none.
+
+    Args:
+        predictions: `tables.prediction_schema`, or those of its columns that an evaluation reads.
+        uri: The table of labels.
+        archive: Names of its columns.
+        growing: A table that fits no image yet is no error.
+
+    Raises:
+        ValueError: A column is missing, a label is unreadable, a key has two labels or fits several images, no key
+            fits, or the join needs the site's key and the environment has none.
+    """
+    table = storage.read_cells(uri)
+    key, label = tables.label_columns(table.column_names, archive.key_column, archive.label_column, uri)
+    labels = _parsed(table[label], uri)
+    kinds = [key]
+    if archive.key_column is None:
+        kinds = [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names]
+    _check_key(predictions, table, kinds, uri)
+    index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
+    named = pa.chunked_array([pa.repeat(False, len(table))])
+    for kind in kinds:
+        # A row of one image must not label the others of its study.
+        cells = pc.if_else(pc.or_(named, pc.equal(pc.utf8_trim_whitespace(table[kind]), "")), None, table[kind])
+        named = pc.or_(named, cells.is_valid())
+        if kind not in tables.KEYED or has_key():
+            index = pc.coalesce(index, *_rows(predictions, cells, kind, labels, uri))
+    if index.null_count == len(index) and len(table) and not growing:
+        raise ValueError(
+            f"{uri}: none of its {len(table)} keys ({', '.join(kinds)}) fits an image of the run; check "
+            "archive.key_column"
+        )
+    found = {"label": labels, **_further(table, archive)}
+    for name, values in found.items():
+        column = values.take(index)
+        if name not in predictions.column_names:
+            predictions = predictions.append_column(name, column)
+            continue
+        at = predictions.column_names.index(name)
+        if name != "label":
+            column = pc.coalesce(predictions[name].cast(pa.string()), column)
+        predictions = predictions.set_column(at, name, column)
+    return predictions
+
+
+def _parsed(cells: pa.ChunkedArray, uri: str) -> pa.ChunkedArray:
+    spelled = cells.combine_chunks().dictionary_encode()
+    try:
+        classes = tables.parse_labels(spelled.dictionary.to_pylist(), uri)
+    except ValueError:
+        tables.parse_labels(cells.to_pylist(), uri)  # raises, with the row of the file
+        raise
+    return pa.chunked_array([pa.array(classes, pa.int8()).take(spelled.indices)])
+
+
+def _check_key(predictions: pa.Table, table: pa.Table, kinds: list[str], uri: str) -> None:
+    """Refuses a join that could only be made on identifiers when there is no secret to hash them with."""
+    if has_key():
+        return
+    named_by_id = kinds[0] not in tables.KEYED and pc.all(pc.match_substring_regex(table[kinds[0]], IMAGE_ID)).as_py()
+    if kinds[0] in tables.KEYED or (predictions["uri"].null_count and not named_by_id):
+        raise ValueError(
+            f"{uri}: the run's films can be joined with column {', '.join(kinds)} by keyed hashes only, and {SITE_KEY} "
+            "is not set; set it to the secret that the archive was screened with, name the images by image_id, or "
+            "leave the label table out to use the labels known at screening"
+        )
+
+
+def _rows(
+    predictions: pa.Table, cells: pa.ChunkedArray, kind: str, labels: pa.ChunkedArray, uri: str
+) -> Iterator[pa.ChunkedArray]:
+    """Yields each prediction's row in the label table, or NULL, by one way of naming it after the other."""
+    keyed = kind in tables.KEYED
+    keys = keyed_hashes(cells, kind) if keyed else cells
+    _check_unique(keys, labels, kind, uri)
+    keys = keys.combine_chunks()
+    if keyed:
+        yield pc.index_in(predictions[kind], keys, skip_nulls=True)
+        return
+    paths = keyed_hashes(pa.chunked_array([keys])).combine_chunks()
+    exact = pc.coalesce(
+        pc.index_in(predictions["image_id"], keys, skip_nulls=True),
+        pc.index_in(predictions["uri"], keys, skip_nulls=True),
+        pc.index_in(predictions["image_id"], paths, skip_nulls=True),
+    )
+    yield exact
+    names = pc.if_else(pc.is_null(exact), pc.replace_substring_regex(predictions["uri"], r"^.*/", ""), None)
+    for name in (names, pc.replace_substring_regex(names, r"\.[^.]*$", "")):
+        by_name = pc.index_in(name, keys, skip_nulls=True)
+        fitting = pc.drop_null(by_name)
+        if len(fitting.unique()) != len(fitting):
+            raise ValueError(f"{uri}: a file name fits several images; name them by their path below the archive")
+        yield by_name
+
+
+def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri: str) -> None:
+    """A key may stand twice, as an accession does in a table of images, but not with two labels."""
+    pairs = pa.table({"key": keys, "label": labels}).filter(pc.field("key").is_valid())
+    distinct = pairs.group_by("key").aggregate([("label", "count_distinct", pc.CountOptions(mode="all"))])
+    if (pc.max(distinct["label_count_distinct"]).as_py() or 1) > 1:
+        raise ValueError(f"{uri}: column {kind} names an image twice, with two labels; keep the row that holds")
+
+
+def _further(table: pa.Table, archive: Archive) -> dict[str, pa.ChunkedArray]:
+    """Patients, hashed or left out, and subgroups."""
+    columns = {name: table[name] for name in archive.subgroups if name in table.column_names}
+    if archive.patient_column in table.column_names and has_key():
+        columns["patient"] = keyed_hashes(table[archive.patient_column], "patient")
+    return columns

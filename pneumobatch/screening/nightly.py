@@ -1,0 +1,81 @@
+"""What a scheduler starts every night: what is new → run → evaluation, drift, lists and report.
+
+A night that was missed or killed is caught up: a run that was left unfinished is finished first, and what no published
+run of the model has taken is new, whenever it came. A second start in the same night finds the night's run published.
+"""
+
+from typing import Any, NamedTuple
+
+from pneumobatch.archive import catalog
+from pneumobatch.config import Job
+from pneumobatch.evaluation.evaluate import Result, evaluate
+from pneumobatch.models import bundle as bundles
+from pneumobatch.progress import say
+from pneumobatch.screening import lease, ledger
+from pneumobatch.screening.pipeline import already, finish
+from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series
+
+
+class Night(NamedTuple):
+    """What a night left behind."""
+
+    records: list[dict[str, Any]]
+    """Records of the runs that were published, tonight's last."""
+    result: Result | None
+    """Evaluation of everything the model has scored so far; None where nothing of it is published."""
+    over_budget: list[str]
+    """What is wrong with the runs that were not published: too many of their films failed."""
+
+
+def night(job: Job) -> Night:
+    """Finishes what was left, takes what is new, and evaluates the model with the labels that are known by now.
+
+    Raises:
+        ValueError: Archive or bundle do not fit.
+        RuntimeError: Another start is at work on this archive with this model.
+    """
+    uri = bundles.locate(job.screening.bundle)
+    bundle = bundles.load(uri)
+    name = f"nightly-{series(job, bundle)}"
+    with lease.hold(job.output.uri, name) as held:
+        films = catalog.build(job.archive)
+        tonight = Run(job, bundle)
+        left = [run for run in _left(job, bundle) if run.run_id != tonight.run_id]
+        records, over_budget = [], []
+        for run in [*left, tonight]:
+            try:
+                records.append(_finished(run, tonight, uri, films, held, left))
+            except OverBudgetError as error:  # it must not stop the nights after it
+                say(f"not published: {error}")
+                over_budget.append(str(error))
+        result = _evaluated(job, records)
+    return Night(records, result, over_budget)
+
+
+def _finished(run: Run, tonight: Run, uri: str, films: Any, held: lease.Lease, left: list[Run]) -> dict[str, Any]:
+    if run.record:
+        return already(run)
+    if run is tonight and not run.pin:
+        pinned = [other.run_id for other in left if not other.record]  # by now: those that failed again
+        films = ledger.new(run.job.output.uri, run.bundle.model_id, films, pinned)
+    return finish(run, uri, films, held)
+
+
+def _left(job: Job, bundle: bundles.Bundle) -> list[Run]:
+    """Runs of this series that were started and not published, oldest first."""
+    left = []
+    for pin in ledger.unfinished(job.output.uri):
+        if not pin["run_id"].endswith(series(job, bundle)):
+            continue
+        if pin["configuration"] == fingerprint(job):
+            left.append(Run(job, bundle, pin["run_id"]))
+        else:
+            say(f"run {pin['run_id']} was left unfinished under another configuration; its films are taken anew")
+    return left
+
+
+def _evaluated(job: Job, records: list[dict[str, Any]]) -> Result | None:
+    if not records:
+        return None
+    options = job.evaluation.model_copy(update={"run_id": records[-1]["run_id"], "scope": "model"})
+    return evaluate(job.model_copy(update={"evaluation": options}))

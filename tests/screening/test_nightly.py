@@ -1,0 +1,231 @@
+"""Nights of one archive on a real local engine: what is new, changed or missed, and what never comes twice."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pneumobatch import cluster, storage
+from pneumobatch.archive import phantoms
+from pneumobatch.config import Job
+from pneumobatch.models import bundle as bundles
+from pneumobatch.screening import ledger, pipeline, runs
+from pneumobatch.screening.lease import HeldError
+from pneumobatch.screening.nightly import night
+from pneumobatch.screening.runs import OverBudgetError
+from pneumobatch.screening.verify import verify
+
+pytestmark = pytest.mark.engine
+Make = Callable[..., bundles.Bundle]
+
+
+def write(folder: Path, name: str, seed: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = (phantoms.film(np.random.default_rng(seed), seed % 2, 96, 96) >> 8).astype(np.uint8)
+    Image.fromarray(picture).save(folder / name, "PNG")
+    return folder / name
+
+
+@pytest.fixture
+def calendar(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the date of the night."""
+
+    def to(day: int) -> None:
+        monkeypatch.setattr(runs, "default_id", lambda job, bundle: f"2026-01-{day:02d}-{runs.series(job, bundle)}")
+
+    to(1)
+    return to
+
+
+def job(folder: Path, bundle: str, **more: Any) -> Job:
+    return Job.model_validate(
+        {
+            "archive": {"uri": str(folder / "in")},
+            "screening": {"bundle": bundle, "nightly": True, "block_images": 8, **more},
+            "evaluation": {"bootstrap": 20, "thresholds": 11},
+            "output": {"uri": str(folder / "out")},
+        }
+    )
+
+
+def rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()]
+
+
+def names(folder: Path, record: dict[str, Any]) -> list[str]:
+    return [row["uri"].rsplit("/", 1)[-1] for row in rows(folder, record)]
+
+
+def test_nights_take_what_is_new_or_changed_and_nothing_twice(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None], make_bundle: Make
+) -> None:
+    archive = tmp_path / "in"
+    for n in range(4):
+        write(archive, f"{n}.png", n)
+    first = night(job(tmp_path, bundle_uri)).records[-1]
+    assert first["counts"]["scored"] == 4
+
+    write(archive, "4.png", 4)
+    assert night(job(tmp_path, bundle_uri)).records == [first]  # a second start in the same night adds nothing
+    assert len(ledger.published(str(tmp_path / "out"))) == 1
+
+    calendar(2)
+    write(archive, "1.png", 77)  # changed
+    os.utime(archive / "1.png", ns=(1, 1))
+    (archive / "2.png").touch()  # the same content, written again: a store cannot tell
+    second = night(job(tmp_path, bundle_uri)).records[-1]
+    assert set(names(tmp_path, second)) >= {"1.png", "4.png"}
+    assert not {"0.png", "3.png"} & set(names(tmp_path, second))
+
+    calendar(3)
+    third = night(job(tmp_path, bundle_uri)).records[-1]  # nothing new
+    assert third["counts"]["catalogued"] == 0
+    assert rows(tmp_path, third) == []
+
+    calendar(6)  # two nights were missed
+    write(archive, "5.png", 5)
+    assert names(tmp_path, night(job(tmp_path, bundle_uri)).records[-1]) == ["5.png"]
+
+    other = str(tmp_path / "other")
+    make_bundle(other, seed=5)
+    beside = night(job(tmp_path, other)).records[-1]
+    assert beside["counts"]["scored"] == 6  # a new model scores everything; the old one's results stay
+    assert len(list((tmp_path / "out" / "predictions").iterdir())) == 2
+    for record in ledger.published(str(tmp_path / "out")):
+        assert all(finding.right for finding in verify(str(tmp_path / "out"), record["run_id"])), record["run_id"]
+
+
+def test_a_killed_night_is_finished_first_and_keeps_its_films(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    archive = tmp_path / "in"
+    for n in range(3):
+        write(archive, f"{n}.png", n)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "reconcile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night(job(tmp_path, bundle_uri))
+    (left,) = ledger.unfinished(str(tmp_path / "out"))
+    calendar(2)
+    write(archive, "3.png", 3)
+    done = night(job(tmp_path, bundle_uri)).records
+    assert [record["run_id"][:10] for record in done] == ["2026-01-01", "2026-01-02"]
+    assert done[0]["run_id"] == left["run_id"]
+    assert sorted(names(tmp_path, done[0])) == ["0.png", "1.png", "2.png"]
+    assert names(tmp_path, done[1]) == ["3.png"]
+
+
+def test_a_night_over_budget_does_not_stop_the_next_and_is_published_once_mended(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    archive = tmp_path / "in"
+    write(archive, "0.png", 0)
+    for n in range(3):
+        (archive / f"bad{n}.png").write_bytes(b"")
+    stopped = night(job(tmp_path, bundle_uri, failures_allowed=2))
+    assert stopped.records == []
+    assert "3 of 4 images failed (empty 3)" in stopped.over_budget[0]
+    assert [pin["over_budget"] for pin in ledger.unfinished(str(tmp_path / "out"))] == [True]
+    calendar(2)
+    write(archive, "1.png", 1)
+    going = night(job(tmp_path, bundle_uri, failures_allowed=2))
+    assert [names(tmp_path, record) for record in going.records] == [["1.png"]]
+    assert len(going.over_budget) == 1
+    calendar(3)
+    write(archive, "bad1.png", 3)  # mended
+    mended = night(job(tmp_path, bundle_uri, failures_allowed=2))
+    assert mended.over_budget == []
+    assert Counter(row["status"] for row in rows(tmp_path, mended.records[0])) == {"scored": 2, "failed": 2}
+    assert mended.records[1]["counts"]["catalogued"] == 0
+
+
+def test_two_at_once_one_works_and_the_other_says_who(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write(tmp_path / "in", "0.png", 0)
+    reached, go_on = threading.Event(), threading.Event()
+    finish = runs.Run.reconcile
+
+    def slow(self: runs.Run) -> Any:
+        reached.set()
+        assert go_on.wait(60)
+        return finish(self)
+
+    monkeypatch.setattr(runs.Run, "reconcile", slow)
+    done: list[Any] = []
+    first = threading.Thread(target=lambda: done.append(night(job(tmp_path, bundle_uri))))
+    first.start()
+    assert reached.wait(120)
+    with pytest.raises(HeldError, match=r"nightly-.* is held by process \d+ on"):
+        night(job(tmp_path, bundle_uri))
+    go_on.set()
+    first.join()
+    assert done[0].records[-1]["counts"]["scored"] == 1
+    assert len(ledger.published(str(tmp_path / "out"))) == 1
+
+
+def test_what_is_published_is_never_overwritten(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in", "0.png", 0)
+    plain = job(tmp_path, bundle_uri, nightly=False, run_id="run")
+    create = storage.create_bytes
+
+    def killed(uri: str, data: bytes) -> bool:
+        if uri.endswith("/runs/run.json"):
+            raise KeyboardInterrupt  # between predictions and record
+        return create(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.screen(plain)
+    (file,) = (tmp_path / "out" / "predictions").rglob("*.parquet")
+    before = file.read_bytes()
+    record = pipeline.screen(plain)
+    assert file.read_bytes() == before
+    assert record["counts"]["scored"] == 1
+    assert all(finding.right for finding in verify(str(tmp_path / "out"), "run"))
+
+
+def test_verify_finds_what_was_changed(engine: cluster.Resources, bundle_uri: str, tmp_path: Path) -> None:
+    for n in range(3):
+        write(tmp_path / "in", f"{n}.png", n)
+    record = pipeline.screen(job(tmp_path, bundle_uri, nightly=False, run_id="run"))
+    path = str(tmp_path / "out" / record["predictions"][0])
+    whole = storage.read_table(path)
+
+    def wrong(table: pa.Table) -> set[str]:
+        storage.write_table(path, table)
+        return {finding.what for finding in verify(str(tmp_path / "out"), "run") if not finding.right}
+
+    assert wrong(whole.slice(1)) == {"predictions file", "one row an image", "counts"}
+    assert wrong(pa.concat_tables([whole, whole.slice(0, 1)])) == {"predictions file", "one row an image", "counts"}
+    index = whole.schema.get_field_index("predicted_label")
+    flipped = pa.array([1 - label for label in whole["predicted_label"].to_pylist()], pa.int8())
+    assert wrong(whole.set_column(index, "predicted_label", flipped)) == {"predictions file", "calls at the threshold"}
+    with pytest.raises(ValueError, match="run nothing is not there"):
+        verify(str(tmp_path / "out"), "nothing")
+
+
+def test_a_nightly_job_names_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"screening\.run_id: with screening\.nightly"):
+        job(tmp_path, "bundle", run_id="x")
+
+
+def test_over_budget_is_an_error_of_the_job() -> None:
+    assert issubclass(OverBudgetError, RuntimeError)
+    assert issubclass(HeldError, RuntimeError)
