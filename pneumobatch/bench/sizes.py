@@ -35,8 +35,9 @@ def job(request: Request) -> Job:
     manifest = folder / "inventory" / "manifest.json"
     if not manifest.exists():
         manifest.parent.mkdir(parents=True)
+        folders = ("NORMAL", "PNEUMONIA", "PNEUMONIA", "PNEUMONIA")
         lines = (
-            f'"archive","films/{("NORMAL", "PNEUMONIA")[n % 4 > 0]}/{n % 100:02d}/{n:09d}.jpeg","{100_000 + n}","{n:032x}"'
+            f'"archive","films/{folders[n % 4]}/{n % 100:02d}/{n:09d}.jpeg","{100_000 + n}","{n:032x}"'
             for n in range(request.images)
         )
         data = gzip.compress("\n".join(lines).encode(), 1)
