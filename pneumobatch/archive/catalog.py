@@ -105,25 +105,26 @@ def _parquet_entries(config: Archive, folder: str, path: str) -> Iterator[_Entry
     try:
         with pq.ParquetFile(inner, filesystem=where) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
-            # A row of no byte at all is no image; the number may be damaged like everything else.
-            fits = 0 <= rows <= where.get_file_info(inner).size
+            size = where.get_file_info(inner).size
             column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
             kind = None if column is None else file.schema_arrow.field(column).type
-            paths = file.read([column])[column].to_pylist() if fits and column != config.bytes_column and column else []
+            paths = file.read([column])[column].to_pylist() if column and column != config.bytes_column else []
     except FileNotFoundError:
         raise ValueError(f"archive.uri: {uri} does not exist") from None
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
-        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
+        raise ValueError(
+            f"archive.uri: {uri} cannot be read as a Parquet file: it is damaged, of another kind, or its store failed"
+        ) from None
     if column is None:
         raise ValueError(
             f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
             f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
         )
-    if not fits:
-        raise ValueError(f"archive.uri: {uri} is damaged: it claims {rows} rows, and is not as many bytes long")
     if column == config.bytes_column:
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
             raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
+        if not 0 <= rows <= size:  # of no byte at all is no image
+            raise ValueError(f"archive.uri: {uri} is damaged: it claims {rows} images, and is not as many bytes long")
         for row in range(rows):
             yield _Entry(f"{path}#{row:09d}", f"{uri}#{column}#{row}", None)
         return
