@@ -1,8 +1,11 @@
 """What tests share: one small archive, one small bundle, one local engine for the whole session."""
 
+import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pytest
 import torch
@@ -12,6 +15,7 @@ from pneumobatch.archive import phantoms
 from pneumobatch.config import Cluster, Network
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import build
+from tests import ceph as ceph_store
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -69,3 +73,61 @@ def engine() -> Iterator[cluster.Resources]:
     """The local engine that all engine tests share."""
     with cluster.engine(Cluster(num_cpus=2, object_store_gb=0.5)) as resources:
         yield resources
+
+
+def s3_environment(endpoint: str, access_key: str = "test", secret_key: str = "testtest") -> dict[str, str]:
+    """The variables that lead the standard chain to a store of the tests."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+def _enter(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> str:
+    """Leads this process to a store, and makes a bucket there."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"archive-{uuid.uuid4().hex[:8]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/base"
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """Endpoint of a mock of S3: it knows no credentials, and forgets."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in a new bucket of the mock, with this process's environment leading to it."""
+    return _enter(monkeypatch, s3_environment(moto))
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ceph_store.Ceph]:
+    """A real object store."""
+    if missing := ceph_store.missing():
+        pytest.skip(f"not installed: {', '.join(missing)} (Debian: radosgw, ceph-mon, ceph-osd, ceph-common)")
+    with ceph_store.Ceph(tmp_path_factory.mktemp("ceph")) as store:
+        yield store
+
+
+@pytest.fixture
+def ceph_s3(ceph: ceph_store.Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in a new bucket of the real store, with this process's environment leading to it."""
+    return _enter(monkeypatch, s3_environment(ceph.url, ceph.access_key, ceph.secret_key))

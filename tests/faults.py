@@ -9,6 +9,7 @@
         ...
         proxy.outage(60)                                              # connection refused for a minute
 
+`unconditional = True` makes a store that ignores If-None-Match and If-Match (where it does not check signatures).
 `rules` may be replaced at any time, from any thread; the first rule that fires decides. What was injected is counted
 in `injected`, by fault. Requests reach the store as they came, `Host` included, so signatures stay valid.
 """
@@ -60,6 +61,8 @@ class FaultProxy:
 
     def __init__(self, upstream: str, rules: Sequence[Rule] = (), *, seed: int = 0, port: int = 0) -> None:
         target = urlsplit(upstream)
+        self.upstream = upstream
+        self.unconditional = False
         self._upstream = (target.hostname or "127.0.0.1", target.port or 80)
         self.rules = list(rules)
         self.injected: Counter[str] = Counter()
@@ -143,6 +146,8 @@ class FaultProxy:
         if _header(head, b"expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"\r\nexpect:[^\r]*", b"", head, flags=re.IGNORECASE)
+        if self.unconditional:
+            head = re.sub(rb"\r\nif-(none-)?match:[^\r]*", b"", head, flags=re.IGNORECASE)
         body = await _body(reader, head)
         rule = next((rule for rule in self.rules if rule.fires(method, target, self._dice)), None)
         if rule is None:
@@ -162,7 +167,8 @@ class FaultProxy:
             return await self._answer(writer, answer)
         if rule.fault != "lost_reply":
             start = answer.index(b"\r\n\r\n") + 4
-            await self._answer(writer, answer[: start + (len(answer) - start) // 2])
+            half = start + (len(answer) - start) // 2 if len(answer) > start else start // 2
+            await self._answer(writer, answer[:half])
             if rule.fault == "stall":
                 await asyncio.sleep(rule.seconds)
             else:

@@ -1,124 +1,112 @@
-"""Folder, object prefix or Parquet → one row an image, with a stable id and what is known about it."""
+"""Folder, object prefix, Parquet or S3 Inventory → one row an image, with a stable id and what is known about it."""
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
-from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from pneumobatch import storage, tables
-from pneumobatch.archive import fetch
-from pneumobatch.archive.labels import LabelTable, from_path
+from pneumobatch import tables
+from pneumobatch.archive import fetch, sources
+from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
-from pneumobatch.identity import SITE_KEY, keyed_hash
+from pneumobatch.identity import SITE_KEY, keyed_hashes
 
 _FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
-
-
-class _Entry(NamedTuple):
-    path: str  # below the archive
-    uri: str  # where `fetch` finds it
-    size: int | None  # bytes
+_VERSION_DIGITS = 16
 
 
 def build(config: Archive) -> pa.Table:
     """Lists an archive: one row an image, by ascending path; see `tables.catalog_schema`.
 
-    `image_id` depends on the path below the archive alone, so it stays when the archive moves. `uri` and `patient` are
-    for use inside the process: `publishable` takes out of them what must not be written.
+    `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
+    archive moves, and whether a listing, a Parquet manifest or an S3 Inventory names the image. `version` changes when
+    the object does; it is NULL for entries of a Parquet manifest, which states none. `uri` and `patient` are for use
+    inside the process: `publishable` takes out of them what must not be written.
 
     Raises:
-        ValueError: The archive is not named, does not exist, holds no image, or its labels cannot be read.
+        ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, or the
+            labels cannot be read.
     """
-    if config.uri is None:
-        raise ValueError("archive.uri is missing: give the folder, prefix or Parquet file of the images")
-    entries = sorted(
-        entry
-        for entry in _entries(config, config.uri)
-        if any(fnmatch(entry.path, pattern) for pattern in config.include)
-        and not any(fnmatch(entry.path, pattern) for pattern in config.exclude)
-    )
-    if not entries:
+    entries = _sorted(pa.Table.from_batches(sources.entries(config), schema=sources.SCHEMA))
+    if not len(entries):
         raise ValueError(f"archive.uri: {config.uri} holds no file that archive.include and archive.exclude leave")
-    labels = None if config.labels is None else LabelTable(config)
-    ids = [keyed_hash(entry.path) for entry in entries]
-    known = [from_path(entry.path, config.patients) for entry in entries]
-    if labels is not None:
-        found = [labels.find(entry.path, image_id) for entry, image_id in zip(entries, ids, strict=True)]
-        if not any(found):
+    paths = entries["path"]
+    # Columns are dropped as soon as they are used: at a million images each is some 100 MB.
+    columns = {
+        "image_id": keyed_hashes(paths),
+        "uri": entries["uri"],
+        "version": pc.utf8_slice_codeunits(keyed_hashes(entries["version"]), 0, _VERSION_DIGITS),
+        "format": _format(paths),
+        "bytes": entries["size"],
+    }
+    del entries
+    known = _known(config, paths, columns["image_id"])
+    del paths
+    unknown = pa.nulls(len(columns["image_id"]), pa.string())
+    columns |= {
+        "sha256": unknown,
+        "duplicate_of": unknown,
+        "label": known.pop("label"),
+        "patient": known.pop("patient"),
+    }
+    subgroups = sorted(known)
+    return pa.table(columns | {name: known[name] for name in subgroups}, schema=tables.catalog_schema(subgroups))
+
+
+def _sorted(entries: pa.Table) -> pa.Table:
+    """Sorts by path; an entry that is named twice is one.
+
+    Raises:
+        ValueError: Two roots hold the same path.
+    """
+    entries = entries.take(pc.sort_indices(entries["path"]))
+    if len(entries) < 2:
+        return entries
+
+    def repeated(name: str) -> pa.ChunkedArray:
+        return pc.equal(entries[name].slice(1), entries[name].slice(0, len(entries) - 1))
+
+    twice = repeated("path")
+    if not pc.any(twice).as_py():
+        return entries
+    if pc.any(pc.and_not(twice, repeated("uri"))).as_py():
+        raise ValueError(
+            "archive.roots: two of them hold the same path below, so their images cannot be told apart; give the "
+            "folder above them instead"
+        )
+    return entries.filter(pa.chunked_array([pa.array([True]), *pc.invert(twice).chunks]))
+
+
+def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What the extensions say: jpeg, png or dicom; NULL for any other."""
+    extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(paths, r"(?s)\.(?P<extension>[^./]*)$"), "extension"))
+    known = pc.index_in(extension, pa.array(_FORMATS))
+    return pa.chunked_array([pa.array(_FORMATS.values()).take(chunk) for chunk in known.chunks], pa.string())
+
+
+def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """Columns `label`, `patient` and one for each subgroup of which anything is known."""
+    known = from_paths(paths, config.patients)
+    if config.labels is not None:
+        labels = LabelTable(config)
+        table = labels.find(paths, ids)
+        found = table.pop("found")
+        if not pc.any(found).as_py():
             raise ValueError(
                 f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
                 "must hold the path below the archive, the file name, or the image_id"
             )
         # The table decides on the label; a patient known only by the file name is still that patient.
-        known = [
-            path._replace(label=None) if row is None else row._replace(
-                patient=path.patient if row.patient is None or config.patients == "kermany" else row.patient,
-                subgroups={**path.subgroups, **row.subgroups},
-            )
-            for path, row in zip(known, found, strict=True)
-        ]  # fmt: skip
-    subgroups = sorted({name for row in known for name in row.subgroups if name in config.subgroups})
-    columns = {
-        "image_id": ids,
-        "uri": [entry.uri for entry in entries],
-        "version": [None] * len(entries),
-        "format": [_FORMATS.get(entry.path.rsplit(".", 1)[-1].lower()) for entry in entries],
-        "bytes": [entry.size for entry in entries],
-        "sha256": [None] * len(entries),
-        "duplicate_of": [None] * len(entries),
-        "label": [row.label for row in known],
-        "patient": [row.patient for row in known],
-        **{name: [row.subgroups.get(name) for row in known] for name in subgroups},
-    }
-    return pa.table(columns, schema=tables.catalog_schema(subgroups))
-
-
-def _entries(config: Archive, uri: str) -> Iterator[_Entry]:
-    if storage.is_file(uri):
-        if not uri.endswith(".parquet"):
-            raise ValueError(f"archive.uri: {uri} is a file; give a folder or prefix of images, or a Parquet file")
-        yield from _parquet_entries(config, uri.rpartition("/")[0] or ".", uri.rpartition("/")[2])
-        return
-    if not storage.is_folder(uri):
-        raise ValueError(f"archive.uri: {uri} does not exist")
-    files = list(storage.list_files(uri))
-    if files and all(file.path.endswith(".parquet") for file in files):
-        for file in files:
-            yield from _parquet_entries(config, uri, file.path)
-        return
-    labels = config.labels and storage.filesystem(config.labels)[1]
-    for file in files:
-        where = storage.join(uri, file.path)
-        if storage.filesystem(where)[1] != labels:
-            yield _Entry(file.path, where, file.size)
-
-
-def _parquet_entries(config: Archive, folder: str, path: str) -> Iterator[_Entry]:
-    uri = storage.join(folder, path)
-    where, inner = storage.filesystem(uri)
-    try:
-        file = pq.ParquetFile(inner, filesystem=where)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"archive.uri: {uri} is not a Parquet file: {error}") from None
-    with file:
-        names = file.schema_arrow.names
-        if config.bytes_column in names:
-            for row in range(file.metadata.num_rows):
-                yield _Entry(f"{path}#{row:09d}", f"{uri}#{config.bytes_column}#{row}", None)
-        elif config.uri_column in names:
-            for value in file.read([config.uri_column])[config.uri_column].to_pylist():
-                yield _Entry(value, fetch.below_roots(value, folder, config.roots, uri), None)
-        else:
-            raise ValueError(
-                f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
-                f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
-            )
+        known["label"], stated = table.pop("label"), table.pop("patient")
+        if config.patients != "kermany":
+            known["patient"] = pc.coalesce(stated, known["patient"])
+        for name, values in table.items():
+            known[name] = pc.if_else(found, values, known[name]) if name in known else values
+    wanted = {"label", "patient", *config.subgroups}
+    return {name: values for name, values in known.items() if name in wanted}
 
 
 def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
@@ -126,25 +114,25 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Args:
         catalog: From `build`.
-        keep_uri: Keep the source paths; None: unless a file may be DICOM by its name (.dcm, .dicom, no extension).
+        keep_uri: Keep the source paths; None: where every file is JPEG or PNG by its extension. Any other name (a UID,
+            no extension, a table of images) may be DICOM, and its folders name patients as well as it does.
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
         under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
     """
     if keep_uri is None:
-        named = zip(catalog["uri"].to_pylist(), catalog["format"].to_pylist(), strict=True)
-        keep_uri = all(kind != "dicom" and "." in uri.rsplit("/", 1)[-1] for uri, kind in named)
-    key = os.environ.get(SITE_KEY)
-    patients = [
-        name if name is None or name.startswith("kermany:") else keyed_hash(name) if key else None
-        for name in catalog["patient"].to_pylist()
-    ]
-    uris = catalog["uri"].to_pylist() if keep_uri else [None] * len(catalog)
-    for name, values in (("patient", patients), ("uri", uris)):
-        index = catalog.schema.get_field_index(name)
-        catalog = catalog.set_column(index, catalog.schema.field(index), pa.array(values, pa.string()))
-    return catalog
+        keep_uri = bool(pc.all(pc.fill_null(pc.is_in(catalog["format"], pa.array(["jpeg", "png"])), False)).as_py())
+    patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
+    public = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
+    hidden = keyed_hashes(pc.if_else(public, None, patient)) if os.environ.get(SITE_KEY) else missing
+    catalog = _replaced(catalog, "patient", pc.if_else(public, patient, hidden))
+    return catalog if keep_uri else _replaced(catalog, "uri", missing)
+
+
+def _replaced(catalog: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    index = catalog.schema.get_field_index(name)
+    return catalog.set_column(index, catalog.schema.field(index), values)
 
 
 def find_duplicates(catalog: pa.Table) -> pa.Table:
@@ -173,6 +161,5 @@ def find_duplicates(catalog: pa.Table) -> pa.Table:
         for image_id, value in zip(ids, sha256, strict=True)
     ]
     for name, values in (("sha256", sha256), ("duplicate_of", duplicate_of)):
-        index = catalog.schema.get_field_index(name)
-        catalog = catalog.set_column(index, catalog.schema.field(index), pa.array(values, pa.string()))
+        catalog = _replaced(catalog, name, pa.array(values, pa.string()))
     return catalog

@@ -87,7 +87,8 @@ def _read(
         raise DecodeError(Reason.TOO_MANY_PIXELS)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise DecodeError(Reason.MULTI_FRAME)
-    return greyscale.shown(dataset, codestream.stored_values(dataset, syntax)), known
+    frame = codestream.stored_values(dataset, syntax)
+    return greyscale.shown(dataset, frame, whole_cells=codestream.keeps_unused_bits(syntax)), known
 
 
 def _ask(gate: Gate, ages: tuple[int, int] | None, dataset: "Dataset", known: Known) -> None:

@@ -1,10 +1,12 @@
 """From an image's place to its bytes: a file or object, or a row of a Parquet archive (`FILE#COLUMN#ROW`)."""
 
-import os
+import re
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pneumobatch import storage
@@ -13,56 +15,57 @@ CONCURRENCY = 16
 """Requests that one task keeps open against an object store."""
 
 
-def below_roots(value: str, folder: str, roots: Sequence[str], manifest: str) -> str:
-    """Returns the full URI of a manifest's entry.
+class DamagedError(OSError):
+    """What holds the image cannot be read as what it claims to be."""
 
-    Raises:
-        ValueError: The entry leads outside the roots; a manifest must not decide what a job may read.
-    """
-    uri = value if "://" in value or value.startswith("/") else storage.join(folder, value)
-    where, path = storage.filesystem(uri)
-    for root in roots or (folder,):
-        root_where, root_path = storage.filesystem(root)
-        if where == root_where and os.path.normpath(path).startswith(os.path.normpath(root_path) + "/"):
-            return uri
-    raise ValueError(
-        f"archive.uri: an entry of {manifest} lies outside the archive's folder; name its root in archive.roots"
-    )
+
+_ROW = re.compile(r"(?s)(.*\.parquet)#([^#]*)#(\d+)")
 
 
 @lru_cache(maxsize=4)
 def _row_group(uri: str, column: str, group: int) -> list[bytes | None]:
-    where, path = storage.filesystem(uri)
-    with pq.ParquetFile(path, filesystem=where) as file:
+    with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
         values: list[bytes | None] = file.read_row_group(group, columns=[column])[column].to_pylist()
         return values
 
 
 @lru_cache(maxsize=64)
 def _group_starts(uri: str) -> list[int]:
-    where, path = storage.filesystem(uri)
-    with pq.ParquetFile(path, filesystem=where) as file:
+    with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
         starts = [0]
         for group in range(file.metadata.num_row_groups):
             starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
         return starts
 
 
-def _row(uri: str, column: str, row: int) -> bytes:
+def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
     starts = _group_starts(uri)
-    group = max(g for g, start in enumerate(starts) if start <= row)
-    return _row_group(uri, column, group)[row - starts[group]] or b""
+    group = bisect(starts, row) - 1
+    data = _row_group(uri, column, group)[row - starts[group]] or b""
+    if not isinstance(data, bytes):
+        raise DamagedError("a cell of the Parquet archive holds no bytes")
+    if limit is not None and len(data) > limit:
+        raise storage.TooLargeError("the image is larger than allowed")
+    return data
+
+
+def forget() -> None:
+    """Drops what is kept of Parquet archives for their next rows."""
+    _row_group.cache_clear()
 
 
 def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
-    """Returns an image's bytes, or the error of an object that is missing or whose store fails."""
+    """Returns an image's bytes, or the error of one that is missing or too large, whose store fails or is damaged."""
     try:
-        if "#" in uri and uri.count(".parquet#") == 1:
-            file, column, row = uri.rsplit("#", 2)
-            return _row(file, column, int(row))
+        if found := _ROW.fullmatch(uri):
+            return _row(found[1], found[2], int(found[3]), limit)
         return storage.read_bytes(uri, limit)
     except OSError as error:
         return error
+    except MemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, pa.ArrowException):  # Arrow's, on a damaged Parquet
+        return DamagedError("the Parquet archive is damaged")
 
 
 def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:

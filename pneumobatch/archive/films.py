@@ -83,11 +83,9 @@ class FilmDecoder:
             except MemoryError:  # perhaps for want of what its neighbours hold
                 yield self._alone(items[done])
                 done += 1
-            except (ValueError, TypeError, LookupError):  # a damaged Parquet archive
-                yield Reason.CORRUPT
-                done += 1
 
     def _alone(self, uri: str) -> bytes | Reason:
+        fetch.forget()
         try:
             (data,) = fetch.fetch_many([uri], limit=self.max_bytes)
         except MemoryError:
@@ -120,6 +118,8 @@ AHEAD = 64
 def _unfetched(error: OSError) -> Reason:
     if isinstance(error, storage.TooLargeError):
         return Reason.TOO_LARGE
+    if isinstance(error, fetch.DamagedError):
+        return Reason.CORRUPT
     return Reason.MISSING if isinstance(error, FileNotFoundError) else Reason.UNREADABLE
 
 

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 Values = npt.NDArray[Any]
 
 
-def shown(dataset: "Dataset", frame: Values) -> npt.NDArray[np.uint8]:
+def shown(dataset: "Dataset", frame: Values, *, whole_cells: bool) -> npt.NDArray[np.uint8]:
     """Sends stored values [rows, columns] (or colours [rows, columns, 3]) through the chain.
+
+    Args:
+        dataset: The object.
+        frame: What is stored.
+        whole_cells: Stored values may have other things in the bits that they do not use.
 
     Returns:
         Grey, uint8 [rows, columns]; bright is dense, padding is black.
@@ -40,7 +45,7 @@ def shown(dataset: "Dataset", frame: Values) -> npt.NDArray[np.uint8]:
     codes = np.arange(1 << bits)
     stored = codes - (codes >> (bits - 1) << bits) if signed else codes
     frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
-    if _keeps_unused_bits(dataset):  # which may carry overlays, below the value (HighBit) or above
+    if whole_cells:  # which may carry overlays, below the value (HighBit) or above
         shift = dataset.get("HighBit", bits - 1) + 1 - bits
         if not 0 <= shift <= allocated - bits:
             raise DecodeError(Reason.CORRUPT)
@@ -66,13 +71,6 @@ def shown(dataset: "Dataset", frame: Values) -> npt.NDArray[np.uint8]:
     table = np.rint(255 * level).astype(np.uint8)
     table[padding] = 0
     return np.asarray(np.take(table, frame_HW))
-
-
-def _keeps_unused_bits(dataset: "Dataset") -> bool:
-    """Whether whole cells are stored: uncompressed or by RLE; a codestream holds the bits of the value alone."""
-    meta = getattr(dataset, "file_meta", None)
-    syntax = meta.get("TransferSyntaxUID") if meta else None
-    return not syntax or not syntax.is_encapsulated or syntax.keyword == "RLELossless"
 
 
 def _luma(frame: Values, bits: int) -> npt.NDArray[np.uint8]:

@@ -27,6 +27,8 @@ _OTHER_PICTURES = (
 )
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SCANS = 500
+"""Scans after the first; encoders make a dozen. Each costs as much as the whole picture, and may be ten bytes long."""
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
@@ -76,7 +78,7 @@ def jpeg(data: bytes) -> Header:
     """Reads a JPEG's markers up to its first scan, and looks for the end of the image.
 
     Raises:
-        DecodeError: `truncated`, `corrupt`, or `unsupported` (12-bit, lossless).
+        DecodeError: `truncated`, `corrupt`, or `unsupported` (12-bit, lossless, hundreds of scans).
     """
     at, size, orientation = 2, (0, 0), 1
     essence: list[bytes | memoryview] = [data[:2]]
@@ -98,6 +100,8 @@ def jpeg(data: bytes) -> Header:
         raise DecodeError(Reason.TRUNCATED)
     if 0 in size:
         raise DecodeError(Reason.CORRUPT)
+    if data.count(b"\xff\xda", at) > _SCANS:
+        raise DecodeError(Reason.UNSUPPORTED)
     return Header(*size, orientation, b"".join([*essence, memoryview(data)[at:]]))
 
 

@@ -1,38 +1,48 @@
-"""What is known about an image besides its pixels: class, patient and subgroups, from a table or from its path."""
+"""What is known about images besides their pixels: class, patient and subgroups, from a table or from their paths.
 
-import re
-from collections.abc import Mapping
-from typing import NamedTuple
+All by columns: `label` (int8), `patient` (a grouping key that stays inside the process) and subgroups (text). NULL is
+unknown.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pneumobatch import storage, tables
 from pneumobatch.config import Archive
 
-_FOLDERS = {"normal": 0, "pneumonia": 1}
-_KERMANY_SICK = re.compile(r"(person\d+)_(bacteria|virus)_")
-_KERMANY_NORMAL = re.compile(r"((?:NORMAL\d*-)?IM-\d+)-")
-_ETIOLOGY = {"bacteria": "bacterial", "virus": "viral"}
+_CLASS = r"(?is)^(?:.*/)?(?P<folder>normal|pneumonia)/"
+_KERMANY_SICK = r"(?s)(?:^|/)(?P<patient>person[0-9]+_(?P<cause>bacteria|virus))_[^/]*$"
+_KERMANY_NORMAL = r"(?s)(?:^|/)(?P<patient>(?:NORMAL[0-9]*-)?IM-[0-9]+)-[^/]*$"
 
 
-class Known(NamedTuple):
-    """What is known of one image; None is unknown. `patient` is a grouping key and stays inside the process."""
+def from_paths(paths: pa.ChunkedArray, patients: str) -> dict[str, pa.ChunkedArray]:
+    """Reads class folders and, where file names follow Kermany's pattern, patient and etiology (reading 6).
 
-    label: int | None = None
-    patient: str | None = None
-    subgroups: Mapping[str, str | None] = {}
+    Args:
+        paths: Paths below the archive.
+        patients: archive.patients.
 
-
-def from_path(path: str, patients: str) -> Known:
-    """Reads class folders and, where file names follow Kermany's pattern, patient and etiology (reading 6)."""
-    *folders, name = path.split("/")
-    label = next((_FOLDERS[folder.lower()] for folder in reversed(folders) if folder.lower() in _FOLDERS), None)
+    Returns:
+        `label`, `patient`, and `etiology` where any is known.
+    """
+    folder = pc.utf8_lower(_group(paths, _CLASS, "folder"))
+    known = {"label": pc.cast(pc.equal(folder, "pneumonia"), pa.int8())}
     if patients == "none":
-        return Known(label)
-    if match := _KERMANY_SICK.match(name):
-        # The bare number is reused across etiologies, so both make the key.
-        return Known(label, f"kermany:{match[1]}_{match[2]}", {"etiology": _ETIOLOGY[match[2]]})
-    if match := _KERMANY_NORMAL.match(name):
-        return Known(label, f"kermany:{match[1]}")
-    return Known(label)
+        return known | {"patient": pa.chunked_array([pa.nulls(len(paths), pa.string())])}
+    # The bare number is reused across etiologies, so both make the key.
+    patient = pc.coalesce(_group(paths, _KERMANY_SICK, "patient"), _group(paths, _KERMANY_NORMAL, "patient"))
+    known["patient"] = pc.binary_join_element_wise("kermany:", patient, "")
+    cause = _group(paths, _KERMANY_SICK, "cause")
+    if cause.null_count < len(cause):
+        known["etiology"] = pc.if_else(
+            pc.equal(cause, "bacteria"), "bacterial", pc.if_else(pc.is_valid(cause), "viral", None)
+        )
+    return known
+
+
+def _group(texts: pa.ChunkedArray, pattern: str, name: str) -> pa.ChunkedArray:
+    """What a pattern's group takes of each text; NULL where the pattern does not fit."""
+    return pc.struct_field(pc.extract_regex(texts, pattern), name)
 
 
 class LabelTable:
@@ -49,23 +59,25 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
-        self.subgroups = [name for name in config.subgroups if name in table.column_names]
-        keys = table[self.key].to_pylist()
         labels = tables.parse_labels(table[label_column].to_pylist(), f"archive.labels: {config.labels}")
-        blank = [None] * len(keys)
-        patients = table[config.patient_column].to_pylist() if config.patient_column in table.column_names else blank
-        columns = [table[name].to_pylist() for name in self.subgroups]
-        self._rows = {
-            key: Known(
-                label,
-                None if patient is None else f"label:{patient}",
-                dict(zip(self.subgroups, values, strict=True)),
-            )
-            for key, label, patient, *values in zip(keys, labels, patients, *columns, strict=True)
-        }
+        columns = {"label": pa.array(labels, pa.int8())}
+        if config.patient_column in table.column_names:
+            columns["patient"] = pc.binary_join_element_wise("label:", table[config.patient_column], "")
+        else:
+            columns["patient"] = pa.nulls(len(table), pa.string())
+        columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
+        # Of several rows for one image the last counts; `index_in` finds the first.
+        backwards = pa.array(range(len(table) - 1, -1, -1), pa.int64())
+        self._keys = table[self.key].take(backwards).combine_chunks()
+        self._columns = pa.table(columns).take(backwards)
 
-    def find(self, path: str, image_id: str) -> Known | None:
-        """Returns what the table knows of an image, or None when it is not in it."""
-        name = path.rsplit("/", 1)[-1]
-        keys = (path, image_id, name, name.rsplit(".", 1)[0])
-        return next((self._rows[key] for key in keys if key in self._rows), None)
+    def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+        """Returns what the table knows of each image, and `found`: whether it is in it at all."""
+        name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
+        stem = pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")
+        rows = pc.index_in(paths, self._keys)
+        for key in (ids, name, stem):
+            if rows.null_count:
+                rows = pc.coalesce(rows, pc.index_in(key, self._keys))
+        known = self._columns.take(rows)
+        return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}

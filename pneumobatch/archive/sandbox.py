@@ -96,10 +96,12 @@ class Sandbox:
                         answers.append(answer)  # noqa: PERF402 - what came before a death stays
                     deaths = 0
                 except _DiedError:
-                    self._stop()
+                    hung = self._stop() == -signal.SIGALRM
                     if deaths == TRIES:
                         answers.append(None)
-                    deaths = (deaths + 1) % (TRIES + 1) if alone else 0
+                        deaths = 0
+                    elif alone:  # what used up its time once will do so again
+                        deaths = TRIES if hung else deaths + 1
                     alone = True
                 except BaseException:  # unread answers must not be taken for those of the next list
                     self._stop()
@@ -156,15 +158,17 @@ class Sandbox:
             self._environment = environment
         return self._child
 
-    def _stop(self) -> None:
+    def _stop(self) -> int | None:
+        """Ends the child; returns how it ended, a signal as a negative number."""
         child, self._child = self._child, None
-        if child:
-            child.kill()
-            assert child.stdin and child.stdout
-            with contextlib.suppress(OSError):
-                child.stdin.close()
-            child.stdout.close()
-            child.wait()
+        if child is None:
+            return None
+        child.kill()  # a dead one that was not waited for stays as it died
+        assert child.stdin and child.stdout
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        child.stdout.close()
+        return child.wait()
 
 
 def _receive(stream: Any) -> tuple[bytes, dict[str, Any], bytes]:

@@ -152,6 +152,73 @@ def test_paths_are_kept_unless_there_is_dicom(folder: Path) -> None:
     assert catalog.publishable(table)["uri"].null_count == len(table)
 
 
+@pytest.mark.parametrize("name", ["1.2.840.113619.2.55.3.1", "IM0001", "DOE.IMA", "notes.txt", "a/DOE.JANE/x"])
+def test_no_path_is_kept_beside_what_may_be_dicom(name: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"")
+    table = catalog.publishable(catalog.build(Archive(uri=str(folder))))
+    assert table["uri"].null_count == len(table) == 7
+
+
+def test_images_in_parquet_keep_no_path(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"bytes": [_png(1)]}), tmp_path / "DOE.parquet")
+    assert catalog.publishable(catalog.build(Archive(uri=str(tmp_path))))["uri"].null_count == 1
+
+
+def test_the_version_changes_with_the_file(folder: Path, tmp_path: Path) -> None:
+    before = catalog.build(Archive(uri=str(folder)))["version"].to_pylist()
+    assert all(len(version) == 16 for version in before)
+    (folder / "other.png").write_bytes(_png(9) + b"more")
+    after = catalog.build(Archive(uri=str(folder)))["version"].to_pylist()
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+    target = tmp_path / "films.parquet"
+    versions = []
+    for values in ([1, 2], [1, 2, 3]):
+        pq.write_table(pa.table({"bytes": [_png(value) for value in values]}), target)
+        (version,) = set(catalog.build(Archive(uri=str(target)))["version"].to_pylist())
+        versions.append(version)
+    assert versions[0] != versions[1]
+
+
+def test_a_label_table_decides_like_a_dictionary(folder: Path, tmp_path: Path) -> None:
+    """The last of several rows counts, the path goes before the name, and a blank cell is unknown."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "uri,label,patient,etiology\nperson7_virus_9.png,0,,\nPNEUMONIA/person7_virus_9.png,1,,fungal\n"
+        "other,0,a,\nother,1,b,\nperson7_bacteria_1,1,,\n"
+    )
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert (rows["other.png"]["label"], rows["other.png"]["patient"]) == (1, "label:b")
+    assert (rows["person7_virus_9.png"]["label"], rows["person7_virus_9.png"]["etiology"]) == (1, "fungal")
+    assert rows["person7_bacteria_1.png"]["etiology"] is None  # in the table, and blank
+    assert rows["person7_bacteria_2.png"]["etiology"] == "bacterial"  # not in the table
+    assert rows["person7_bacteria_1.png"]["patient"] == "kermany:person7_bacteria"
+
+
+def test_a_parquet_manifest_gives_the_ids_of_a_listing(folder: Path) -> None:
+    listed = catalog.build(Archive(uri=str(folder)))
+    manifest = folder / "manifest.parquet"
+    for uris in (listed["uri"].to_pylist(), [f"file://{uri}" for uri in listed["uri"].to_pylist()] * 2):
+        pq.write_table(pa.table({"uri": uris}), manifest)
+        assert catalog.build(Archive(uri=str(manifest)))["image_id"].equals(listed["image_id"])
+
+
+def test_a_link_of_a_manifest_stays_inside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.png").write_bytes(_png(1))
+    (folder / "link.png").symlink_to(tmp_path / "secret" / "a.png")
+    (folder / "links").symlink_to(tmp_path / "secret")
+    (folder / "inside.png").symlink_to(folder / "other.png")
+    for name, allowed in (("link.png", False), ("links/a.png", False), ("inside.png", True)):
+        pq.write_table(pa.table({"uri": [name]}), folder / "manifest.parquet")
+        if allowed:
+            assert len(catalog.build(Archive(uri=str(folder / "manifest.parquet")))) == 1
+        else:
+            with pytest.raises(ValueError, match="a link to outside"):
+                catalog.build(Archive(uri=str(folder / "manifest.parquet")))
+
+
 @pytest.mark.shared
 def test_kermany(shared: Path) -> None:
     table = catalog.find_duplicates(catalog.build(Archive(uri=str(shared / "kermany"))))

@@ -1,6 +1,7 @@
-"""The DICOM chain against the standard, pydicom's own functions and real films."""
+"""DICOM objects in every encoding; the domain gate; what leaves an object, and what does not."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,232 +9,24 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
-    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
+    SecondaryCaptureImageStorage,
 )
+from radiograph import all_values, grey, make, save, stated
 
 from pneumobatch.archive import dicom
 from pneumobatch.archive.errors import DecodeError, DomainError
 from pneumobatch.config import Gate
-from pneumobatch.tables import DICOM_ALLOWED
+from pneumobatch.identity import SITE_KEY, keyed_hash
+from pneumobatch.tables import DICOM_ALLOWED, KEYED
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"
-
-
-def make(stored: np.ndarray, bits: int, *, syntax: str = ExplicitVRLittleEndian, **values: Any) -> Dataset:
-    """A computed radiograph with these stored values."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    dataset.SOPInstanceUID = "2.25.7"
-    dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "CR", "CHEST", "PA"
-    dataset.PatientName, dataset.PatientID = "Secret^Name", "SECRET-ID"
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.BitsAllocated = 8 if bits <= 8 else 16
-    dataset.BitsStored, dataset.HighBit = bits, bits - 1
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.PixelData = stored.astype(f"{stored.dtype.kind}{dataset.BitsAllocated // 8}").tobytes()
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def save(dataset: Dataset, **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, **how)
-    return buffer.getvalue()
-
-
-def reread(dataset: Dataset) -> Dataset:
-    return pydicom.dcmread(io.BytesIO(save(dataset, enforce_file_format=True)))
-
-
-def grey(dataset: Dataset | bytes, **gate: Any) -> np.ndarray:
-    data = dataset if isinstance(dataset, bytes) else save(dataset)
-    return dicom.read(data, max_pixels=10**7, gate=Gate(**gate), ages=None)[0]
-
-
-def attributes(**values: Any) -> dict[str, str | int]:
-    data = save(make(np.zeros((2, 2), np.uint16), 12, **values))
-    return dicom.read(data, max_pixels=100, gate=Gate(), ages=None)[1]
-
-
-def lut(entries: int, first: int, bits: int, values: np.ndarray) -> list[Dataset]:
-    item = Dataset()
-    item.LUTDescriptor, item.LUTData = [entries, first, bits], values.astype("<u2").tobytes()
-    return [item]
-
-
-def all_values(bits: int, *, signed: bool) -> np.ndarray:
-    side = 1 << (bits // 2)
-    first = -(1 << (bits - 1)) if signed else 0
-    return np.arange(first, first + (1 << bits), dtype=np.int16 if signed else np.uint16).reshape(-1, side)
-
-
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("bits", [10, 12, 16])
-@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize("rescaled", [False, True])
-def test_every_stored_value_goes_through_the_chain_as_pydicom_sends_it(
-    bits: int, signed: bool, function: str, rescaled: bool
-) -> None:
-    stored = all_values(bits, signed=signed)
-    values: dict[str, Any] = {"RescaleSlope": "0.5", "RescaleIntercept": "-100"} if rescaled else {}
-    window = {"WindowCenter": (1 << bits) * 0.3, "WindowWidth": (1 << bits) * 0.4, "VOILUTFunction": function}
-    dataset = make(stored, bits, **values, **window)
-    shown = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
-    low, high = float(stored.min()), float(stored.max())
-    if rescaled:
-        low, high = low * 0.5 - 100, high * 0.5 - 100
-    expected = np.rint(255 * (shown - low) / (high - low))
-    difference = np.abs(grey(dataset) - expected)
-    assert difference.max() <= 1  # a half may round either way
-    assert (difference > 0).mean() < 0.01
-
-
-def test_a_voi_lut_is_preferred_to_a_window() -> None:
-    stored = all_values(12, signed=False)
-    curve = np.rint(65535 * (np.arange(4096) / 4095) ** 0.5).astype(int)
-    dataset = make(stored, 12, WindowCenter=100, WindowWidth=10, VOILUTSequence=lut(4096, 0, 16, curve))
-    expected = np.rint(255 * (apply_voi_lut(stored, reread(dataset)) / 65535))
-    assert np.array_equal(grey(dataset), expected)
-
-
-def test_a_modality_lut_comes_before_the_window() -> None:
-    stored = all_values(12, signed=False)
-    curve = np.arange(4096)[::-1] * 4
-    dataset = make(stored, 12, ModalityLUTSequence=lut(4096, 0, 16, curve), WindowCenter=8192, WindowWidth=16384)
-    expected = np.rint(255 * np.clip((apply_modality_lut(stored, reread(dataset)) - 8191.5) / 16383 + 0.5, 0, 1))
-    assert np.array_equal(grey(dataset), expected)
-
-
-def test_the_first_of_several_windows_counts() -> None:
-    stored = all_values(12, signed=False)
-    several = grey(make(stored, 12, WindowCenter=[1000, 3000], WindowWidth=[500, 50]))
-    assert np.array_equal(several, grey(make(stored, 12, WindowCenter=1000, WindowWidth=500)))
-
-
-@pytest.mark.parametrize("unusable", [{}, {"WindowCenter": 5, "WindowWidth": 0}, {"WindowCenter": 5}])
-def test_without_a_window_the_percentiles_of_what_is_no_padding_span_the_greys(unusable: dict[str, Any]) -> None:
-    stored = np.full((100, 100), 4000, np.uint16)
-    stored[:, 50:] = np.linspace(1000, 2000, 5000).reshape(100, 50)
-    pixels = grey(make(stored, 12, PixelPaddingValue=4000, **unusable))
-    assert (pixels[:, :50] == 0).all()
-    assert pixels[-1, -1] == 255
-    assert pixels[0, 50] == 0
-    assert 120 <= pixels[50, 50] <= 135
-
-
-def test_eight_bits_without_a_window_are_shown_as_they_are() -> None:
-    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    assert np.array_equal(grey(make(stored, 8)), stored)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(8, 16), st.booleans(), st.integers(0, 2**32 - 1), st.sampled_from([None, "IDENTITY", "INVERSE"]))
-def test_monochrome1_is_monochrome2_inverted_exactly_once(
-    bits: int, signed: bool, seed: int, shape: str | None
-) -> None:
-    low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if signed else (0, 1 << bits)
-    rng = np.random.default_rng(seed)
-    stored = rng.integers(low, high, (9, 7)).astype("i2" if signed else "u2")
-    window = {"WindowCenter": (low + high) / 2, "WindowWidth": (high - low) * 0.7}
-    upright = grey(make(stored, bits, **window)).astype(int)
-    inverse = make(stored, bits, PhotometricInterpretation="MONOCHROME1", **window)
-    if shape:
-        inverse.PresentationLUTShape = shape
-    assert np.abs(255 - upright - grey(inverse)).max() <= 1
-    flagged = make(stored, bits, PresentationLUTShape="INVERSE", **window)
-    assert np.array_equal(grey(flagged), grey(inverse))
-
-
-def test_padding_is_black_even_where_the_picture_is_inverted() -> None:
-    stored = np.full((4, 4), 100, np.int16)
-    stored[0], stored[1] = -2000, -1990
-    window = {"WindowCenter": 0, "WindowWidth": 4096, "PhotometricInterpretation": "MONOCHROME1"}
-    assert grey(make(stored, 12, **window))[0].min() > 200
-    dataset = make(stored, 12, **window)
-    dataset.add_new(0x00280120, "US", 65536 - 2000)  # the sign got lost
-    assert (grey(dataset)[0] == 0).all()
-    assert (grey(dataset)[1] > 200).all()
-    dataset.add_new(0x00280121, "US", 65536 - 1990)
-    assert (grey(dataset)[:2] == 0).all()
-    assert (grey(dataset)[2:] > 100).all()
-
-
-def test_padding_outside_the_stored_range_hides_nothing() -> None:
-    stored = all_values(12, signed=False)
-    window = {"WindowCenter": 2048, "WindowWidth": 4096}
-    assert np.array_equal(grey(make(stored, 12, PixelPaddingValue=65535, **window)), grey(make(stored, 12, **window)))
-
-
-def test_overlays_in_unused_bits_are_no_part_of_the_picture() -> None:
-    stored = all_values(12, signed=False)
-    window = {"WindowCenter": 2048, "WindowWidth": 4096}
-    assert np.array_equal(grey(make(stored | 0xF000, 12, **window)), grey(make(stored, 12, **window)))
-
-
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_lossless_syntaxes_give_the_same_picture(syntax: str) -> None:
-    stored = np.random.default_rng(1).integers(0, 4096, (80, 70)).astype(np.uint16)
-    dataset = make(stored, 12, WindowCenter=2048, WindowWidth=4096)
-    expected = grey(dataset)
-    dataset.compress(syntax, generate_instance_uid=False)
-    data = save(dataset, enforce_file_format=True)
-    assert np.array_equal(grey(data), expected)
-    for cut in (len(data) - 20, len(data) - 200, len(data) * 2 // 3):
-        with pytest.raises(DecodeError):
-            grey(data[:cut])
-
-
-def test_lossless_jpeg_gives_the_same_picture(tmp_path: Path) -> None:
-    gdcm = pytest.importorskip("gdcm")
-    stored = np.random.default_rng(1).integers(0, 4096, (80, 70)).astype(np.uint16)
-    dataset = make(stored, 12, WindowCenter=2048, WindowWidth=4096)
-    (tmp_path / "plain.dcm").write_bytes(save(dataset, enforce_file_format=True))
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(tmp_path / "plain.dcm"))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    writer.SetFileName(str(tmp_path / "lossless.dcm"))
-    assert writer.Write()
-    data = (tmp_path / "lossless.dcm").read_bytes()
-    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == JPEGLosslessSV1
-    assert np.array_equal(grey(data), grey(dataset))
-
-
-def test_baseline_jpeg_and_what_nothing_here_reads() -> None:
-    stored = np.add.outer(np.arange(64), 2 * np.arange(64)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(stored).save(buffer, "JPEG", quality=98)
-    dataset = make(stored, 8, syntax=JPEGBaseline8Bit, PixelData=encapsulate([buffer.getvalue()]))
-    assert np.abs(grey(save(dataset, enforce_file_format=True)).astype(int) - stored).max() < 6
-    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
-    with pytest.raises(DecodeError, match="not supported"):
-        grey(save(dataset, enforce_file_format=True))
 
 
 @pytest.mark.parametrize(
@@ -263,10 +56,22 @@ def test_every_byte_order_with_and_without_preamble_and_meta_header(syntax: str,
     assert np.array_equal(grey(data), expected)
 
 
-def test_colour_secondary_captures_become_grey() -> None:
+def test_eight_bits_in_words_of_the_other_byte_order() -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    dataset = make(stored, 8, syntax=ExplicitVRBigEndian, PixelData=stored.reshape(-1, 2)[:, ::-1].tobytes())
+    dataset["PixelData"].VR = "OW"
+    assert np.array_equal(grey(save(dataset, enforce_file_format=True)), stored)
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX"])
+def test_secondary_captures_of_a_film_are_films(modality: str) -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (8, 6, 3)).astype(np.uint8)
-    dataset = make(rgb, 8, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
-    assert np.array_equal(grey(dataset), np.asarray(Image.fromarray(rgb).convert("L")))
+    values = {"SOPClassUID": SecondaryCaptureImageStorage, "Modality": modality, "ConversionType": "WSD"}
+    colour = make(rgb, 8, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, **values)
+    assert np.array_equal(grey(colour), np.asarray(Image.fromarray(rgb).convert("L")))
+    assert np.array_equal(grey(make(rgb[..., 0], 8, **values)), rgb[..., 0])
+    with pytest.raises(DomainError, match="modality"):
+        grey(make(rgb[..., 0], 8, **(values | {"Modality": "OT"})))
 
 
 @pytest.mark.parametrize(
@@ -333,12 +138,12 @@ def test_a_report_is_outside_the_domain_not_broken() -> None:
 def test_ages_are_whole_years(age: str, years: int | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, on writing what is no age
-        assert attributes(PatientAge=age).get("age_years") == years
+        assert stated(PatientAge=age).get("age_years") == years
 
 
 def test_only_the_allow_list_leaves_the_reader() -> None:
     free = {"StudyDescription": "SECRET", "AccessionNumber": "SECRET", "InstitutionName": "SECRET"}
-    found = attributes(
+    found = stated(
         **free, PatientSex="F", StudyDate="20240517", Manufacturer=" Acme \n X-Rays " + "x" * 99, PatientAge="004Y"
     )
     assert set(found) <= set(DICOM_ALLOWED)
@@ -347,7 +152,78 @@ def test_only_the_allow_list_leaves_the_reader() -> None:
     assert str(found["manufacturer"]).startswith("Acme X-Rays x")
     assert len(str(found["manufacturer"])) == 64
     assert found["transfer_syntax"] == "ExplicitVRLittleEndian"
-    assert "sex" not in attributes(PatientSex="Secret Name")
+    assert "sex" not in stated(PatientSex="Secret Name")
+
+
+IDENTITIES = {
+    "patient": ("PatientID", " Ab-0012 "),
+    "accession": ("AccessionNumber", "A 77"),
+    "study": ("StudyInstanceUID", "2.25.11"),
+    "instance": ("SOPInstanceUID", "2.25.13"),
+}
+
+
+def test_identifiers_leave_as_keyed_hashes_and_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = dict(IDENTITIES.values())
+    monkeypatch.delenv(SITE_KEY, raising=False)
+    assert not set(stated(**values)) & set(IDENTITIES)
+    for key in ("one", "two"):
+        monkeypatch.setenv(SITE_KEY, key)
+        expected = {name: keyed_hash(f"{name}:{value.strip()}") for name, (_, value) in IDENTITIES.items()}
+        assert {name: stated(**values)[name] for name in IDENTITIES} == expected
+        with pytest.raises(DomainError) as raised:
+            stated(**values, BodyPartExamined="HIP")
+        assert raised.value.facts.items() >= expected.items()
+        assert set(raised.value.facts) <= {*DICOM_ALLOWED, *KEYED, "patient"}
+    assert "accession" not in stated(AccessionNumber="")
+
+
+@pytest.mark.parametrize(
+    ("charset", "value"),
+    [
+        ("ISO_IR 100", "Zoë-1".encode("latin-1")),
+        ("ISO_IR 144", "Иван-1".encode("iso8859-5")),
+        ("ISO_IR 192", "王小東-1".encode()),
+        ("GB18030", "王小东-1".encode("gb18030")),
+        (["", "ISO 2022 IR 87"], b"\x1b$B;3ED\x1b(B-1"),
+        (["", "ISO 2022 IR 149"], b"\x1b$)C\xb1\xe8-1"),
+        ("ISO_IR 192", b"\xff\xfe\xc3-1"),  # not what it claims to be
+        ("NO SUCH SET", b"\xe9-1"),
+        (["NONE", "ISO_IR 192", ""], b"\xe9\x1b-1"),
+    ],
+)
+def test_names_of_any_character_set_neither_fail_nor_leak(
+    charset: str | list[str], value: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(SITE_KEY, "key")
+    padded = value + b" " * (len(value) % 2)
+    dataset = make(np.zeros((2, 2), np.uint16), 12, PatientID="#" * len(padded), PatientName="#" * len(padded))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, on a set that it does not know
+        dataset.SpecificCharacterSet = charset
+        data = save(dataset).replace(b"#" * len(padded), padded)
+    assert data.count(padded) == 2
+    found = dicom.read(data, max_pixels=100, gate=Gate(), ages=None)[1]
+    assert re.fullmatch("[0-9a-f]{32}", str(found["patient"]))
+    if charset == "ISO_IR 192" and b"\xff" not in value:
+        assert found["patient"] == keyed_hash(f"patient:{value.decode()}")
+    assert set(found) <= {*DICOM_ALLOWED, *KEYED, "patient"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_identities_leave_as_keyed_hashes_and_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"PatientID": " 12345 ", "AccessionNumber": "A-1", "StudyInstanceUID": "2.25.5"}
+    monkeypatch.delenv(SITE_KEY, raising=False)
+    assert not {"patient", "accession", "study", "instance"} & set(stated(**values))
+    monkeypatch.setenv(SITE_KEY, "one")
+    found = stated(**values)
+    assert found["patient"] == keyed_hash("patient:12345")
+    assert found["accession"] == keyed_hash("accession:A-1")
+    assert found["study"] == keyed_hash("study:2.25.5")
+    assert found["instance"] == keyed_hash("instance:2.25.7")
+    assert "accession" not in stated(AccessionNumber="")
+    monkeypatch.setenv(SITE_KEY, "another")
+    assert stated(**values)["patient"] != found["patient"]
 
 
 def test_a_value_that_breaks_its_rules_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

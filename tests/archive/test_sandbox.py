@@ -120,7 +120,8 @@ def test_what_kills_its_child_is_given_up_and_the_rest_goes_on(
 ) -> None:
     expected = [fine("a"), {"item": killer, "given_up": killer.upper()}, fine("b"), fine("c")]
     assert facts(box, deadly, "a", killer, "b", "c") == expected
-    assert len((tmp_path / "met" / killer).read_text()) == 1 + TRIES  # the first time among others
+    # The first time among others; a second hang is enough.
+    assert len((tmp_path / "met" / killer).read_text()) == (2 if killer in {"hang", "deaf"} else 1 + TRIES)
 
 
 def test_even_loading_may_kill(box: Sandbox, deadly: Any) -> None:

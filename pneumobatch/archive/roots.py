@@ -1,0 +1,99 @@
+"""What a manifest may point at: nothing outside the archive's roots, however it is written."""
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pneumobatch import storage
+
+_CLIMBS = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){1,2}([/\\]|%(25)*(2f|5c)|$)"
+"""A part . or .., plain or encoded any number of times: what follows may be resolved by a store, a proxy or a disk."""
+_UNSAFE = rf"[\x00-\x1f]|{_CLIMBS}"
+
+
+class Roots:
+    """The folders or prefixes that a manifest may point into.
+
+    Args:
+        uris: Paths or URIs; the first that holds an entry names it.
+        manifest: The manifest, for messages.
+    """
+
+    def __init__(self, uris: Sequence[str], manifest: str) -> None:
+        self.uris = [_plain(uri) for uri in uris]
+        self.manifest = manifest
+
+    def below(self, uris: pa.Array) -> pa.Array:
+        """Returns each entry's path below the root that holds it, or NULL where none does.
+
+        Args:
+            uris: Absolute paths or URIs.
+
+        Raises:
+            ValueError: An entry climbs (..), is empty or NULL, or is a link that leads out of its root.
+        """
+        if uris.null_count or pc.any(pc.match_substring_regex(uris, _UNSAFE)).as_py():
+            raise ValueError(
+                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, or has "
+                "a part . or .. or a control character); write plain paths"
+            )
+        paths = pa.nulls(len(uris), pa.string())
+        for root in self.uris:
+            inside = pc.starts_with(uris, f"{root}/")
+            if "://" not in root:
+                self._follow(uris.filter(inside), root)
+            elif not root.startswith("s3://"):  # fsspec takes what follows a :: for another address
+                inside = pc.and_(inside, pc.invert(pc.match_substring(uris, "::")))
+            below = pc.utf8_slice_codeunits(uris, len(root) + 1)
+            paths = pc.coalesce(paths, pc.if_else(inside, below, None))
+        return pc.if_else(pc.equal(paths, ""), None, paths)
+
+    def required(self, uris: pa.Array) -> pa.Array:
+        """`below`, where no entry may lie outside.
+
+        Raises:
+            ValueError: One does; a manifest must not decide what a job may read.
+        """
+        paths = self.below(uris)
+        if paths.null_count:
+            raise ValueError(
+                f"archive.uri: an entry of {self.manifest} lies outside the archive's folder; name its root in "
+                "archive.roots"
+            )
+        return paths
+
+    def _follow(self, paths: pa.Array, root: str) -> None:
+        """Local links, too, must stay inside."""
+        real = os.path.join(os.path.realpath(root or "/"), "")  # noqa: PTH118
+        folder_of = lru_cache(1 << 14)(os.path.realpath)
+        for path in paths.to_pylist():
+            folder, _, name = path.rpartition("/")
+            target = os.path.join(folder_of(folder or "/"), name)  # noqa: PTH118
+            if os.path.islink(target):  # noqa: PTH114 - a million entries: no Path for each
+                target = os.path.realpath(target)
+            if not target.startswith(real):
+                raise ValueError(
+                    f"archive.uri: an entry of {self.manifest} is a link to outside the archive's folder; name its "
+                    "target's root in archive.roots"
+                )
+
+
+def absolute(values: pa.Array, folder: str) -> pa.Array:
+    """Entries as a manifest states them → absolute paths or URIs; relative ones lie below `folder`."""
+    values = pc.replace_substring_regex(values, "^file://", "")
+    relative = pc.invert(pc.match_substring_regex(values, "^/|://"))
+    return pc.if_else(relative, pc.binary_join_element_wise(_plain(folder), values, "/"), values)
+
+
+def _plain(uri: str) -> str:
+    """A root without a trailing slash; a local one absolute, and without `file://`."""
+    uri = uri.removeprefix("file://")
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri).rstrip("/")  # noqa: PTH100 - .. goes, links stay
+
+
+def place(uri: str) -> str:
+    """A path or URI as entries are compared: absolute and plain."""
+    return _plain(storage.join(uri))

@@ -1,0 +1,137 @@
+"""The archive's entries, a batch at a time: a folder or prefix, Parquet with images or with paths, an S3 Inventory."""
+
+import re
+from collections.abc import Iterator
+from fnmatch import translate
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pneumobatch import storage
+from pneumobatch.archive import inventory, roots
+from pneumobatch.config import Archive
+
+SCHEMA = pa.schema({"path": pa.string(), "uri": pa.string(), "size": pa.int64(), "version": pa.string()})
+"""An entry: path below the archive; where `fetch` finds it; bytes; what changes with the content (NULL: not known)."""
+
+_ROWS = 1 << 16
+"""Rows of a Parquet file that are read at a time."""
+
+
+def entries(config: Archive) -> Iterator[pa.RecordBatch]:
+    """Lists the entries that archive.include and archive.exclude leave; the label table is none.
+
+    Raises:
+        ValueError: The archive is not named, does not exist, or a manifest of it is refused.
+    """
+    if config.uri is None:
+        raise ValueError("archive.uri is missing: give the folder, prefix or Parquet file of the images")
+    included, excluded = _any(config.include), _any(config.exclude)
+    labels = config.labels and roots.place(config.labels)
+    for batch in _all(config, config.uri):
+        keep = pc.not_equal(batch["uri"], labels or "")
+        if config.include != ("*",) or config.exclude:
+            chosen = [bool(included.match(path)) and not excluded.match(path) for path in batch["path"].to_pylist()]
+            keep = pc.and_(keep, pa.array(chosen, pa.bool_()))
+        yield batch.filter(keep)
+
+
+def versioned(sizes: pa.Array, versions: pa.Array) -> pa.Array:
+    """Size and the store's version as one text."""
+    return pc.binary_join_element_wise(pc.cast(sizes, pa.string()), versions, ":", null_handling="replace")
+
+
+def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")
+
+
+def _all(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
+    if uri.rpartition("/")[2] == inventory.NAME and storage.is_file(uri):
+        for found in inventory.read(uri, config.roots):
+            versions = versioned(found["size"], found["version"])
+            yield pa.record_batch([found["path"], found["uri"], found["size"], versions], schema=SCHEMA)
+    elif storage.is_file(uri):
+        if not uri.endswith(".parquet"):
+            raise ValueError(
+                f"archive.uri: {uri} is a file; give a folder or prefix of images, a Parquet file, or the "
+                f"{inventory.NAME} of an S3 Inventory"
+            )
+        yield from _parquet(config, uri.rpartition("/")[0] or ".", storage.stat(uri))
+    elif storage.is_folder(uri):
+        yield from _folder(config, uri)
+    else:
+        raise ValueError(f"archive.uri: {uri} does not exist")
+
+
+def _folder(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
+    """A folder of images, or of Parquet files alone."""
+    base = roots.place(uri)
+    tables: list[pa.RecordBatch] = []
+    images = False
+    for batch in storage.scan(uri):
+        if not images and pc.all(pc.ends_with(batch["path"], ".parquet")).as_py():
+            tables.append(batch)
+            continue
+        images = True
+        for found in (*tables, batch):
+            uris = pc.binary_join_element_wise(base, found["path"], "/")
+            versions = versioned(found["size"], found["version"])
+            yield pa.record_batch([found["path"], uris, found["size"], versions], schema=SCHEMA)
+        tables = []
+    for batch in tables:
+        for file in map(storage.File, *(column.to_pylist() for column in batch.columns)):
+            yield from _parquet(config, uri, file)
+
+
+def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.RecordBatch]:
+    uri = storage.join(folder, file.path)
+    try:
+        with storage.open_file(uri) as source, pq.ParquetFile(source) as table:
+            names, count = table.schema_arrow.names, table.metadata.num_rows
+            column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
+            kind = None if column is None else table.schema_arrow.field(column).type
+            values = table.read([column]).column(0) if column == config.uri_column and _text(kind) else None
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
+        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
+    if column is None:
+        raise ValueError(
+            f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
+            f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
+        )
+    if not 0 <= count <= file.size:  # a row of no byte at all is no image
+        raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} rows, and is not as many bytes long")
+    if column == config.bytes_column:
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
+        yield from _rows(count, uri, column, file)
+        return
+    if values is None:
+        raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
+    allowed = roots.Roots(config.roots or (folder,), uri)
+    for chunk in values.chunks:
+        uris = roots.absolute(pc.cast(chunk, pa.string()), folder)
+        unknown = [pa.nulls(len(uris), pa.int64()), pa.nulls(len(uris), pa.string())]
+        yield pa.record_batch([allowed.required(uris), uris, *unknown], schema=SCHEMA)
+
+
+def _text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _rows(count: int, uri: str, column: str, file: storage.File) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file with images; nothing but the file's version tells that one has changed."""
+    version = f"{file.size}:{file.version}"
+    for start in range(0, count, _ROWS):
+        numbers = range(start, min(start + _ROWS, count))
+        yield pa.record_batch(
+            [
+                pa.array((f"{file.path}#{row:09d}" for row in numbers), pa.string()),
+                pa.array((f"{uri}#{column}#{row}" for row in numbers), pa.string()),
+                pa.nulls(len(numbers), pa.int64()),
+                pa.repeat(pa.scalar(version), len(numbers)),
+            ],
+            schema=SCHEMA,
+        )
