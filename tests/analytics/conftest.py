@@ -63,7 +63,6 @@ def tree(
 ) -> Tree:
     """Runs `second` and `third` by the command line; `first` made of `second`, as version 1 would have written it."""
     root = tmp_path_factory.mktemp("analytics") / "out"
-    assert cli.run(["catalog", "--archive.uri", str(films), "--output.uri", str(root)]) == 0
     models = []
     for run_id, seed in (("second", 1), ("third", 2)):
         bundle = str(root / "bundles" / run_id)
