@@ -118,7 +118,7 @@ class Run:
     def _parts(self, columns: list[str] | None = None) -> pa.Table:
         """All staged rows; tries of one film stand beside each other."""
         folder = storage.join(self.staging, "parts")
-        uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
+        uris = sorted(storage.join(folder, file.path) for file in storage.list_files(folder))
         with ThreadPoolExecutor(16) as pool:
             parts = list(pool.map(lambda uri: storage.read_table(uri, columns), uris))
         return pa.concat_tables(parts) if parts else reconcile.nothing_staged()
@@ -131,9 +131,8 @@ class Run:
             RuntimeError: The counts do not reconcile.
         """
         self.flush()
-        staged = self._parts()
         wanted = len(self.catalogue)
-        scored = pc.is_in(self.films["image_id"], staged["image_id"].combine_chunks())
+        scored = pc.is_in(self.films["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
         lost = len(self.films) - pc.sum(scored, min_count=0).as_py()
         if lost:
             raise RuntimeError(
@@ -141,7 +140,7 @@ class Run:
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
         found = reconcile.predictions(
-            self.catalogue, self.films, staged, constants, keep_uri=self.job.output.keep_source_uri
+            self.catalogue, self.films, self._parts, constants, keep_uri=self.job.output.keep_source_uri
         )
         if found.rows != wanted or found.images != wanted:
             raise RuntimeError(
