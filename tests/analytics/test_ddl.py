@@ -1,20 +1,16 @@
-"""The tables of Athena and Trino have the columns and types of the files, and Hive itself reads by them."""
+"""The tables of Athena and Trino have the columns and types of the files; test_query reads by them."""
 
 import logging
 import re
 import subprocess
 import sys
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import sqlglot
 from sqlglot import exp
 
 from pneumobatch import ddl, tables
-
-from .conftest import GONE, Tree
 
 URI = "s3://research/screening"
 ARROW = {
@@ -74,24 +70,3 @@ def test_the_command_prints_every_statement() -> None:
     done = subprocess.run([sys.executable, "-m", "pneumobatch.ddl", "trino", URI], check=False, capture_output=True)
     assert done.returncode == 0
     assert re.findall(r'TABLE IF NOT EXISTS "pneumobatch"."(\w+)"', done.stdout.decode()) == list(ddl.schemas())
-
-
-@pytest.mark.engine
-@pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
-def test_hive_reads_the_files_by_athenas_definitions(tree: Tree, spark: Any) -> None:
-    for statement in ddl.main(["athena", str(tree.root)]).removesuffix(";").split(";"):
-        spark.sql(statement)
-    table = spark.table("pneumobatch.predictions")
-    assert len(set(table.columns)) == len(table.columns)
-    rows = table.where("run_id <> 'unpublished'").collect()  # every column is read
-    wanted = [row for run_id in ("first", "second", "third") for row in tree.rows(run_id)]
-    assert sorted((row.run_id, row.image_id, row.probability or -1) for row in rows) == sorted(
-        (row["run_id"], row["image_id"], row["probability"] or -1) for row in wanted
-    )
-    (gone,) = (row for row in rows if row.image_id == GONE)
-    assert (gone.model_id, str(gone.run_date), gone.version) == (tree.old, "2026-01-02", None)
-    for name in ("summaries", "discrepancies", "review"):
-        files = list(tree.root.glob(f"{name}/**/*.parquet"))
-        assert spark.table(f"pneumobatch.{name}").count() == sum(
-            pq.ParquetFile(file).metadata.num_rows for file in files
-        )
