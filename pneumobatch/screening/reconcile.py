@@ -114,9 +114,8 @@ def predictions(
             connection.register(name, columns.append_column("row", pa.array(np.arange(len(table)))))
         places = connection.sql(_JOIN).to_arrow_table()
     del key
-    pa.default_memory_pool().release_unused()
     rows = staged(None)
-    rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names])
+    rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names]).combine_chunks()
     schema = tables.prediction_schema(tables.subgroup_columns(catalogue.column_names))
     parts = (
         _published(catalogue, films if keep else None, rows, part, constants, schema, certain=keep_uri is True)
