@@ -5,6 +5,7 @@ fixed-size binary; NULL where there is no picture), `status` (`scored` stands fo
 `format`, the image statistics and the DICOM allow-list.
 """
 
+import gc
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,11 @@ class FilmDecoder:
         except DomainError as error:
             return sandbox.Answer({**found, **error.facts, "status": Status.REJECTED, "reason": error.rule})
         except DecodeError as error:
-            return _failed(error.reason, loaded)
+            film, reason = None, error.reason
+        if film is None:
+            if reason == Reason.TOO_LARGE:
+                gc.collect()  # the error's frames hold what was unfolded: the next film must not want for it
+            return _failed(reason, loaded)
         facts = {"status": Status.SCORED, "format": film.format, "width": film.width, "height": film.height}
         return sandbox.Answer({**found, **film.statistics, **film.attributes, **facts}, film.pixels.tobytes())
 

@@ -24,10 +24,9 @@ BROKEN = "broken link"
 def get(path: str, limit: int | None) -> bytes:
     """Reads a file of at most `limit` bytes."""
     with Path(path).open("rb") as file:
-        if limit is None:
-            return file.read()
-        data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
-    if data is None or len(data) > limit:
+        # Not read(limit): Python takes memory for as much before it reads.
+        data = file.read() if limit is None or os.fstat(file.fileno()).st_size <= limit else None
+    if data is None or (limit is not None and len(data) > limit):
         raise TooLargeError(f"a file is larger than {limit} bytes")
     return data
 
