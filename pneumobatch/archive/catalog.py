@@ -1,136 +1,113 @@
-"""Folder, object prefix or Parquet → one row an image, with a stable id and what is known about it."""
+"""An archive's list of images → one row an image, with a stable id and what is known about it."""
 
 import hashlib
-import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
-from typing import NamedTuple
+from fnmatch import translate
+from functools import partial, reduce
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from pneumobatch import storage, tables
-from pneumobatch.archive import fetch
-from pneumobatch.archive.labels import LabelTable, from_path
+from pneumobatch import tables
+from pneumobatch.archive import fetch, sources
+from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
-from pneumobatch.identity import SITE_KEY, keyed_hash
+from pneumobatch.identity import has_key, keyed_hashes
 
-_FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
+_FORMATS = {"jpeg": ("jpg", "jpeg"), "png": ("png",), "dicom": ("dcm", "dicom")}
 
-
-class _Entry(NamedTuple):
-    path: str  # below the archive
-    uri: str  # where `fetch` finds it
-    size: int | None  # bytes
+VERSION_DIGITS = 16
+"""Hexadecimal digits of `version`: it is compared with earlier ones of the same image alone."""
 
 
 def build(config: Archive) -> pa.Table:
     """Lists an archive: one row an image, by ascending path; see `tables.catalog_schema`.
 
-    `image_id` depends on the path below the archive alone, so it stays when the archive moves. `uri` and `patient` are
-    for use inside the process: `publishable` takes out of them what must not be written.
+    `image_id` depends on the path below the archive alone, so it stays when the archive moves, or is listed in another
+    way. `uri` and `patient` are for use inside the process: `publishable` takes out of them what must not be written.
 
     Raises:
         ValueError: The archive is not named, does not exist, holds no image, or its labels cannot be read.
     """
     if config.uri is None:
-        raise ValueError("archive.uri is missing: give the folder, prefix or Parquet file of the images")
-    entries = sorted(
-        entry
-        for entry in _entries(config, config.uri)
-        if any(fnmatch(entry.path, pattern) for pattern in config.include)
-        and not any(fnmatch(entry.path, pattern) for pattern in config.exclude)
-    )
-    if not entries:
+        raise ValueError("archive.uri is missing: give the folder, prefix, Parquet file or manifest of the images")
+    wanted = _chooser(config)
+    listed = pa.Table.from_batches(map(wanted, sources.entries(config, config.uri)), sources.SCHEMA)
+    if not len(listed):
         raise ValueError(f"archive.uri: {config.uri} holds no file that archive.include and archive.exclude leave")
-    labels = None if config.labels is None else LabelTable(config)
-    ids = [keyed_hash(entry.path) for entry in entries]
-    known = [from_path(entry.path, config.patients) for entry in entries]
-    if labels is not None:
-        found = [labels.find(entry.path, image_id) for entry, image_id in zip(entries, ids, strict=True)]
-        if not any(found):
-            raise ValueError(
-                f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
-                "must hold the path below the archive, the file name, or the image_id"
-            )
-        # The table decides on the label; a patient known only by the file name is still that patient.
-        known = [
-            path._replace(label=None) if row is None else row._replace(
-                patient=path.patient if row.patient is None or config.patients == "kermany" else row.patient,
-                subgroups={**path.subgroups, **row.subgroups},
-            )
-            for path, row in zip(known, found, strict=True)
-        ]  # fmt: skip
-    subgroups = sorted({name for row in known for name in row.subgroups if name in config.subgroups})
+    listed = _one_row_each(listed, config)
+    paths = listed["path"]
+    ids = keyed_hashes(paths)
+    known = from_paths(paths, config.patients) if config.labels is None else LabelTable(config).known(paths, ids)
+    subgroups = sorted(name for name in known if name in config.subgroups)
     columns = {
         "image_id": ids,
-        "uri": [entry.uri for entry in entries],
-        "version": [None] * len(entries),
-        "format": [_FORMATS.get(entry.path.rsplit(".", 1)[-1].lower()) for entry in entries],
-        "bytes": [entry.size for entry in entries],
-        "sha256": [None] * len(entries),
-        "duplicate_of": [None] * len(entries),
-        "label": [row.label for row in known],
-        "patient": [row.patient for row in known],
-        **{name: [row.subgroups.get(name) for row in known] for name in subgroups},
+        "uri": listed["uri"],
+        "version": _versions(listed),
+        "format": _formats(paths),
+        "bytes": listed["size"],
+        **{name: known[name] for name in ("label", "patient", *subgroups)},
     }
-    return pa.table(columns, schema=tables.catalog_schema(subgroups))
+    schema = tables.catalog_schema(subgroups)
+    return pa.table([columns.get(field.name, pa.nulls(len(ids), field.type)) for field in schema], schema=schema)
 
 
-def _entries(config: Archive, uri: str) -> Iterator[_Entry]:
-    if storage.is_file(uri):
-        if not uri.endswith(".parquet"):
-            raise ValueError(f"archive.uri: {uri} is a file; give a folder or prefix of images, or a Parquet file")
-        yield from _parquet_entries(config, uri.rpartition("/")[0] or ".", uri.rpartition("/")[2])
-        return
-    if not storage.is_folder(uri):
-        raise ValueError(f"archive.uri: {uri} does not exist")
-    files = list(storage.list_files(uri))
-    if files and all(file.path.endswith(".parquet") for file in files):
-        for file in files:
-            yield from _parquet_entries(config, uri, file.path)
-        return
-    labels = config.labels and storage.filesystem(config.labels)[1]
-    for file in files:
-        where = storage.join(uri, file.path)
-        if storage.filesystem(where)[1] != labels:
-            yield _Entry(file.path, where, file.size)
+def _chooser(config: Archive) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Returns what leaves those entries that archive.include and archive.exclude let through."""
+    include, exclude = ([_regex(pattern) for pattern in patterns] for patterns in (config.include, config.exclude))
+
+    def fits(paths: pa.Array, patterns: Sequence[str]) -> pa.Array:
+        matches = (pc.match_substring_regex(paths, pattern) for pattern in patterns)
+        return reduce(pc.or_, matches, pa.repeat(False, len(paths)))
+
+    def choose(batch: pa.RecordBatch) -> pa.RecordBatch:
+        if "*" not in config.include:
+            batch = batch.filter(fits(batch["path"], include))
+        return batch.filter(pc.invert(fits(batch["path"], exclude))) if exclude else batch
+
+    return choose
 
 
-def _parquet_entries(config: Archive, folder: str, path: str) -> Iterator[_Entry]:
-    uri = storage.join(folder, path)
-    where, inner = storage.filesystem(uri)
-    try:
-        with pq.ParquetFile(inner, filesystem=where) as file:
-            names, rows = file.schema_arrow.names, file.metadata.num_rows
-            # A row of no byte at all is no image; the number may be damaged like everything else.
-            fits = 0 <= rows <= where.get_file_info(inner).size
-            column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
-            kind = None if column is None else file.schema_arrow.field(column).type
-            paths = file.read([column])[column].to_pylist() if fits and column != config.bytes_column and column else []
-    except FileNotFoundError:
-        raise ValueError(f"archive.uri: {uri} does not exist") from None
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
-        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
-    if column is None:
+def _regex(pattern: str) -> str:
+    """A glob as RE2 understands it: anchored, without Python's atomic groups and look-aheads."""
+    text = translate(pattern).removeprefix("(?s:").removesuffix(r")\Z")
+    text = text.replace("(?>", "(?:").replace("(?!)", r"[^\x00-\x{10FFFF}]")
+    return rf"(?s)\A(?:{text})\z"
+
+
+def _one_row_each(listed: pa.Table, config: Archive) -> pa.Table:
+    """Sorts by path, and keeps one of the rows that name the same image.
+
+    Raises:
+        ValueError: Two different images have the same path, each below a root of its own.
+    """
+    listed = listed.sort_by([(name, "ascending") for name in ("path", "uri", "version", "size")]).combine_chunks()
+    paths, uris = listed["path"], listed["uri"]
+    again = pa.chunked_array([[False], *pc.equal(paths[1:], paths[:-1]).chunks], pa.bool_())
+    if not pc.any(again).as_py():
+        return listed
+    elsewhere = pa.chunked_array([[False], *pc.not_equal(uris[1:], uris[:-1]).chunks], pa.bool_())
+    if pc.any(pc.and_(again, elsewhere)).as_py():
         raise ValueError(
-            f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
-            f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
+            f"archive.roots: {config.uri} names two images with the same path below two roots; name their common "
+            "folder as the one root"
         )
-    if not fits:
-        raise ValueError(f"archive.uri: {uri} is damaged: it claims {rows} rows, and is not as many bytes long")
-    if column == config.bytes_column:
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
-            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
-        for row in range(rows):
-            yield _Entry(f"{path}#{row:09d}", f"{uri}#{column}#{row}", None)
-        return
-    for value in paths:
-        if not isinstance(value, str):
-            raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
-        yield _Entry(value, fetch.below_roots(value, folder, config.roots, uri), None)
+    return listed.filter(pc.invert(again))
+
+
+def _versions(listed: pa.Table) -> pa.ChunkedArray:
+    """Keyed hashes: the store's own text can be an exact time, which belongs to an identity."""
+    sizes = pc.coalesce(listed["size"].cast(pa.string()), "")
+    hashes = keyed_hashes(pc.binary_join_element_wise(listed["version"], sizes, ":"))
+    return pc.utf8_slice_codeunits(hashes, 0, VERSION_DIGITS)
+
+
+def _formats(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What the names' endings promise."""
+    endings = [pc.match_substring_regex(paths, rf"(?i)\.({'|'.join(names)})$") for names in _FORMATS.values()]
+    chosen = [pc.if_else(matches, kind, None) for matches, kind in zip(endings, _FORMATS, strict=True)]
+    return pc.coalesce(*chosen)
 
 
 def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
@@ -142,49 +119,60 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
-        under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
+        under the site's key (the one that a DICOM file's PatientID has), or NULL where the environment has no key, as
+        an unkeyed hash could be looked up.
     """
     if keep_uri is None:
-        named = zip(catalog["uri"].to_pylist(), catalog["format"].to_pylist(), strict=True)
-        keep_uri = all(kind != "dicom" and "." in uri.rsplit("/", 1)[-1] for uri, kind in named)
-    key = os.environ.get(SITE_KEY)
-    patients = [
-        name if name is None or name.startswith("kermany:") else keyed_hash(name) if key else None
-        for name in catalog["patient"].to_pylist()
-    ]
-    uris = catalog["uri"].to_pylist() if keep_uri else [None] * len(catalog)
-    for name, values in (("patient", patients), ("uri", uris)):
-        index = catalog.schema.get_field_index(name)
-        catalog = catalog.set_column(index, catalog.schema.field(index), pa.array(values, pa.string()))
-    return catalog
+        named = pc.match_substring_regex(catalog["uri"], r"\.[^/]*$")
+        dicom = pc.fill_null(pc.equal(catalog["format"], "dicom"), False)
+        keep_uri = pc.all(pc.and_not(named, dicom)).as_py() is not False
+    patients = catalog["patient"]
+    public = pc.starts_with(patients, "kermany:")
+    private = pc.if_else(public, None, patients)
+    hashed = keyed_hashes(private) if has_key() else pa.nulls(len(catalog), pa.string())
+    catalog = _with(catalog, "patient", pc.if_else(public, patients, hashed))
+    return catalog if keep_uri else _with(catalog, "uri", pa.nulls(len(catalog), pa.string()))
 
 
-def find_duplicates(catalog: pa.Table) -> pa.Table:
+def _with(catalog: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    index = catalog.schema.get_field_index(name)
+    return catalog.set_column(index, catalog.schema.field(index), values)
+
+
+READ_AT_ONCE = 1_000
+"""Files between two looks at what was read."""
+
+
+def find_duplicates(catalog: pa.Table, limit: int = Archive.model_fields["max_bytes"].default) -> pa.Table:
     """Fills `sha256` and `duplicate_of` by reading those files whose size another file shares.
 
-    Of byte-identical files the first by path is the original. Unreadable files are left for decoding to name.
+    Of byte-identical files the first by path is the original. Unreadable files, and those of more than `limit` bytes,
+    are left for decoding to name.
     """
-    sizes = catalog["bytes"].to_pylist()
-    sharing: dict[int | None, int] = defaultdict(int)
-    for size in sizes:
-        sharing[size] += 1
-    suspects = [i for i, size in enumerate(sizes) if size is None or (size and sharing[size] > 1)]
-    uris = catalog["uri"].to_pylist()
+    sizes = catalog["bytes"]
+    counts = pc.value_counts(sizes.drop_null())
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    suspect = pc.or_(pc.is_null(sizes), pc.and_(pc.is_in(sizes, shared), pc.greater(pc.fill_null(sizes, 0), 0)))
+    rows = pc.indices_nonzero(suspect)
+    digests = pa.chunked_array(_digests(catalog["uri"].take(rows), limit), pa.string())
+    place = pc.index_in(pa.array(range(len(catalog)), pa.uint64()), rows)
+    sha256 = digests.take(place)
+    first = pc.index_in(sha256, pc.drop_null(digests))
+    original = catalog["image_id"].filter(pc.is_valid(sha256)).take(first)
+    duplicate_of = pc.if_else(pc.equal(original, catalog["image_id"]), None, original)
+    return _with(_with(catalog, "sha256", sha256), "duplicate_of", duplicate_of)
 
-    def digest(index: int) -> str | None:
-        data = fetch.fetch(uris[index])
-        return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
 
-    with ThreadPoolExecutor(16) as pool:
-        digests = dict(zip(suspects, pool.map(digest, suspects), strict=True))
-    ids = catalog["image_id"].to_pylist()
-    originals: dict[str, str] = {}
-    sha256 = [digests.get(i) for i in range(len(ids))]
-    duplicate_of = [
-        None if value is None or originals.setdefault(value, image_id) == image_id else originals[value]
-        for image_id, value in zip(ids, sha256, strict=True)
-    ]
-    for name, values in (("sha256", sha256), ("duplicate_of", duplicate_of)):
-        index = catalog.schema.get_field_index(name)
-        catalog = catalog.set_column(index, catalog.schema.field(index), pa.array(values, pa.string()))
-    return catalog
+def _digests(uris: pa.ChunkedArray, limit: int) -> Iterator[pa.Array]:
+    """SHA-256 of files, hexadecimal; NULL for one that cannot be read."""
+    with ThreadPoolExecutor(fetch.CONCURRENCY) as pool:
+        for start in range(0, len(uris), READ_AT_ONCE):
+            part = uris.slice(start, READ_AT_ONCE).to_pylist()
+            # Rows of a Parquet file are read in their order, as they share what is read.
+            read = map if ".parquet#" in part[0] else pool.map
+            yield pa.array(read(partial(_digest, limit), part), pa.string())
+
+
+def _digest(limit: int, uri: str) -> str | None:
+    data = fetch.fetch(uri, limit)
+    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None

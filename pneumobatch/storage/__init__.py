@@ -27,8 +27,8 @@ from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
     "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "is_file", "is_folder", "join",
-    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "write_bytes",
-    "write_table",
+    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
+    "write_bytes", "write_table",
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _arrow_s3(endpoint: str | None, region: str, certificates: str | None) -> fs
 
 def join(uri: str, *parts: str) -> str:
     """Joins a path or URI and parts below it with single slashes."""
-    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
 
 
 def is_file(uri: str) -> bool:
@@ -85,6 +85,17 @@ def is_folder(uri: str) -> bool:
     """Whether a folder (or a prefix with objects) is there."""
     place, path = _place(uri)
     return bool(place.kind(path) == "folder")
+
+
+def stat(uri: str) -> File:
+    """Returns the size and the version of one file, as `scan` would; its path is its name.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    place, path = _place(uri)
+    size, version = place.stat(path)
+    return File(uri.rpartition("/")[2], size, version)
 
 
 def scan(uri: str) -> Iterator[pa.RecordBatch]:

@@ -75,6 +75,12 @@ def kind(path: str) -> Literal["file", "folder"] | None:
     return "file" if where.is_file() else "folder" if where.is_dir() else None
 
 
+def stat(path: str) -> tuple[int, str]:
+    """Size and version of a file."""
+    found = os.stat(path)  # noqa: PTH116 - asked for each entry of a manifest
+    return found.st_size, str(found.st_mtime_ns)
+
+
 def scan(path: str) -> Iterator[pa.RecordBatch]:
     """Lists a folder; links are followed, except to a folder on the way to it."""
     rows = _walk(path)

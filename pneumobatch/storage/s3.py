@@ -40,7 +40,10 @@ def get(path: str, limit: int | None) -> bytes:
     import obstore
 
     bucket, key = _split(path)
-    if any(part in {"", ".", ".."} for part in key.split("/")):
+    parts = key.split("/")
+    if "." in parts or ".." in parts:
+        raise OSError("an object whose key has a part . or .. cannot be asked for: clients would take it for a way")
+    if "" in parts:
         return _get_by_boto3(bucket, key, limit)  # obstore cannot name it
     store = cached(bucket_store, bucket, STALL, 0)
 
@@ -106,13 +109,21 @@ def create(path: str, data: bytes) -> bool:
     return get(path, None) == data
 
 
+def stat(path: str) -> tuple[int, str]:
+    """Size and version of an object."""
+    bucket, key = _split(path)
+    client = cached(key_client)
+    found = asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
+    return found["ContentLength"], found.get("ETag", "").strip('"')
+
+
 def kind(path: str) -> Literal["file", "folder"] | None:
     """What a path leads to."""
     bucket, key = _split(path)
     client = cached(key_client)
     try:
         if key:
-            asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
+            stat(path)
             return "file"
     except FileNotFoundError:
         pass
