@@ -35,12 +35,12 @@ class Roots:
     def __init__(self, roots: Sequence[str], folder: str, manifest: str) -> None:
         self.folder, self.manifest = folder, manifest
         # Of nested roots the innermost holds an entry, whatever the order they are named in.
-        self.roots = sorted((_plain(root) for root in roots or (folder,)), key=len, reverse=True)
-        self._folder_within = lru_cache(maxsize=4096)(self._folder_within_uncached)
+        self.roots = sorted({_below(_plain(root)) for root in roots or (folder,)}, key=len, reverse=True)
+        self._real = lru_cache(maxsize=4096)(lambda path: _below(os.path.realpath(path)))
 
     def hold(self, uris: pa.Array) -> pa.Array:
         """Which URIs begin with a root."""
-        return reduce(pc.or_, (pc.starts_with(uris, _below(root)) for root in self.roots))
+        return reduce(pc.or_, (pc.starts_with(uris, root) for root in self.roots))
 
     def locate(self, value: str) -> Place:
         """Finds the place of an entry: an absolute path or URI, or a path below the manifest's folder.
@@ -50,8 +50,8 @@ class Roots:
                 quote it: a path may hold a name.
         """
         uri = _plain(value if "://" in value or value.startswith("/") else storage.join(self.folder, value))
-        root = next((root for root in self.roots if uri.startswith(_below(root))), None)
-        path = "" if root is None else uri.removeprefix(_below(root))
+        root = next((root for root in self.roots if uri.startswith(root)), None)
+        path = "" if root is None else uri[len(root) :]
         if root is None or not _straight(path, root) or ("://" not in root and not self._within(uri, root)):
             raise ValueError(
                 f"archive.uri: an entry of {self.manifest} lies outside the archive's folder; name its root in "
@@ -62,16 +62,12 @@ class Roots:
     def _within(self, path: str, root: str) -> bool:
         """Whether a local path is below the root once links are followed; links within the root are welcome."""
         folder = os.path.dirname(path)  # noqa: PTH120 - a million entries: no Path for each
-        if os.path.islink(path):  # noqa: PTH114
-            return os.path.realpath(path).startswith(_below(os.path.realpath(root)))
-        return self._folder_within(folder, root)
-
-    def _folder_within_uncached(self, folder: str, root: str) -> bool:
-        return _below(os.path.realpath(folder)).startswith(_below(os.path.realpath(root)))
+        real = os.path.realpath(path) if os.path.islink(path) else self._real(folder)  # noqa: PTH114
+        return real.startswith(self._real(root))
 
 
-def _below(root: str) -> str:
-    return root if root.endswith("/") else root + "/"
+def _below(folder: str) -> str:
+    return folder if folder.endswith("/") else folder + "/"
 
 
 def _plain(uri: str) -> str:
@@ -82,15 +78,16 @@ def _plain(uri: str) -> str:
     return re.sub(r"/(\./|/)+", "/", uri).rstrip("/") or "/"
 
 
+_TURN = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\]|$)")
+
+
 def _straight(path: str, root: str) -> bool:
     """Whether a path goes downward only, however a store decodes it, and names one thing alone."""
     if not path or "\0" in path or ".parquet#" in path:
         return False  # nothing, or a row of a Parquet archive, which may be a link
     if "::" in path and "://" in root and not root.startswith("s3://"):
         return False  # fsspec takes it for a chain of filesystems
-    before = None
-    while path != before:
-        before, path = path, unquote(path)
-        if any(part in {".", ".."} for part in re.split(r"[/\\]", before)):
-            return False
-    return True
+    while not _TURN.search(path):
+        if "%" not in path or path == (path := unquote(path)):
+            return True
+    return False
