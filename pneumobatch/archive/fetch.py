@@ -85,6 +85,7 @@ def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
 def forget() -> None:
     """Drops what is kept of Parquet archives for their next rows."""
     _row_groups.clear()
+    _group_starts.cache_clear()
 
 
 def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
