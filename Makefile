@@ -1,12 +1,14 @@
 # make demo   the whole way on synthetic films        make test   the test suite
 # make style  format, lint, types, import floors       make check  style and tests
+# make chaos  N trials of kills and failing stores (N=100 takes about an hour and a half on two cores)
 
 PYTHON ?= python3
+N ?= 100
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check style clean
+.PHONY: demo test check style chaos clean
 
 demo: $(STAMP)
 	$(BIN)/pneumobatch demo
@@ -15,6 +17,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 check: style test
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --trials $(N)
 
 style: $(STAMP)
 	$(BIN)/ruff check .

@@ -299,6 +299,11 @@ def run(arguments: list[str]) -> int:
             raise
         errors.print(f"failed: {error}", markup=False)
         return 1
+    except OSError as error:
+        # A path below an archive may name a patient: what the system says of it is told without it.
+        told = f"{error.strerror} (a file or folder that is not named here)" if error.filename else str(error)
+        errors.print(f"failed: {told}", markup=False)
+        return 1
     else:
         return code if isinstance(code, int) else 0
     errors.print(f"error: {text}", markup=False)

@@ -260,11 +260,13 @@ class Evaluation(Section):
     scope: Literal["run", "model"] = "run"
     """run: that run's images; model: the latest row of every image in this model's runs up to that one."""
     labels: Uri | None = None
-    """CSV or Parquet of labels that arrived later (columns as archive.*); default: the labels in the predictions."""
+    """CSV or Parquet of labels that arrived later (columns as archive.*, or accession, study, instance); default:
+    archive.labels, else the labels in the predictions."""
     thresholds: Annotated[int, Field(ge=2, le=1001)] = 101
     """Points of the threshold grid from 0 to 1."""
     bootstrap: Annotated[int, Field(ge=0, le=100_000)] = 1000
-    """Bootstrap resamples (by patient where known) for AUROC, average precision, Brier and ECE; 0 switches it off."""
+    """Bootstrap resamples (by patient where known) for AUROC, average precision, Brier and ECE; 0 switches it off.
+    Above 5,000 films fewer are drawn, as many as keep the third decimal."""
     bins: Annotated[int, Field(ge=2, le=100)] = 10
     """Equal-width bins of the reliability curve and ECE."""
     min_cell: Annotated[int, Field(ge=0)] = 20

@@ -184,8 +184,9 @@ def summary_schema() -> pa.Schema:
 
     A film is called pneumonia when probability >= threshold. Rates are 0–1 and come from the counts beside them.
     Intervals (95 %): Wilson for the proportions and prevalence; F1 by the Wilson interval of TP/(TP+FP+FN); percentile
-    bootstrap over patients (films where no patient is known) for auroc, average_precision, brier and ece, that of
-    ece moved back by its bootstrap bias; DeLong on the logit scale for auroc_delong. What does not depend on the
+    bootstrap over patients (films where no patient is known; fewer resamples above 5,000 films, see
+    metrics.enough_resamples) for auroc, average_precision, brier and ece, that of ece moved back by its bootstrap
+    bias; DeLong on the logit scale for auroc_delong. What does not depend on the
     threshold stands in bundle rows only. Undefined values and intervals of no width are NULL.
     """
     counts = ("labelled", "positives", "negatives", "tp", "fp", "tn", "fn")
@@ -270,7 +271,9 @@ def review_schema() -> pa.Schema:
 
 
 def discrepancy_schema() -> pa.Schema:
-    """Schema of the discrepancy list: scored films whose known label is not the model's call, the widest gap first."""
-    return _versioned(
-        _WORKLIST | {"label": pa.int8(), "threshold": pa.float64(), "gap": pa.float64()}  # |probability - threshold|
-    )
+    """Schema of the discrepancy list: scored films whose known label is not the model's call, the widest gap first.
+
+    `gap` is how far the probability lies on the wrong side of the threshold, as a share of that side: 0 at the
+    threshold, 1 where the model is certain of the other class. A low threshold thus hides no missed pneumonia.
+    """
+    return _versioned(_WORKLIST | {"label": pa.int8(), "threshold": pa.float64(), "gap": pa.float64()})

@@ -1,13 +1,13 @@
 """Trials that kill a screening run or its object store at random moments, start it again, and compare the results.
 
-    python -m tests.chaos --trials 100 --seed 0 [--kinds driver,raylet,…] [--store URL]
+    make chaos N=100        python -m tests.chaos --trials 100 --seed 0 [--kinds driver,raylet,…]
 
 A trial is made by its seed: what is killed and when, or what the store does wrong. A run is started again until it ends
 well. Afterwards there must be exactly one row for every catalogued image, the same probabilities as in an undisturbed
 run, one record, and nothing else that a reader could see; and no reader saw a part of it meanwhile.
 
 Kills are kill -9 of the driver, a scoring actor, a decoding child, any other Ray worker, or the raylet. Faults of the
-store are injected by `tests.faults` before a real one (`--store`, with AWS_* credentials in the environment).
+store are injected by `tests.faults` before a Ceph gateway of the trials' own; without its packages they are left out.
 """
 
 import argparse
@@ -26,18 +26,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import boto3
 import numpy as np
 import psutil
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from pneumobatch import storage
+from pneumobatch import storage, tables
 from pneumobatch.archive import phantoms
 from pneumobatch.config import Network
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import build
 from pneumobatch.screening.verify import verify
+from tests import ceph
 from tests.faults import FaultProxy, Rule
 
 KILLS = ("driver", "actor", "decoder", "worker", "raylet")
@@ -92,6 +94,7 @@ def write_films(folder: Path) -> None:
 def write_bundle(folder: Path) -> None:
     torch.manual_seed(0)
     config = Network(name="attention_resnet18", image_size=64)
+    history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
     bundle = bundles.Bundle(
         network=config,
         preprocessing=bundles.Preprocessing(image_size=64),
@@ -99,7 +102,7 @@ def write_bundle(folder: Path) -> None:
         threshold=0.5,
         target="none",
     )
-    bundles.save(str(folder), bundle, build(config).state_dict(), pa.table({"epoch": [1.0]}), "# MODEL_ID\n")
+    bundles.save(str(folder), bundle, build(config).state_dict(), history, reference, "# MODEL_ID\n")
 
 
 def command(scene_archive: str, bundle: str, output: str) -> list[str]:
@@ -111,8 +114,8 @@ def command(scene_archive: str, bundle: str, output: str) -> list[str]:
 
 def rows_of(output: str) -> dict[str, tuple[str, str | None, float | None]]:
     files = [file.path for file in storage.list_files(storage.join(output, "predictions"))]
-    tables = [storage.read_table(storage.join(output, "predictions", path)) for path in files]
-    listed = [row for table in tables for row in table.to_pylist()]
+    parts = [storage.read_table(storage.join(output, "predictions", path)) for path in files]
+    listed = [row for part in parts for row in part.to_pylist()]
     rows = {row["image_id"]: (row["status"], row["reason"], row["probability"]) for row in listed}
     assert len(rows) == len(listed), "an image has two rows"
     return rows
@@ -265,11 +268,20 @@ def rules_of(kind: str, dice: random.Random) -> list[Rule]:
     }[kind]
 
 
-def failing_store(kind: str, seed: int, scene: Scene, store: str, outage: float = OUTAGE_SECONDS) -> Outcome:
+def environment_of(store: ceph.Ceph) -> dict[str, str]:
+    """The variables that lead the standard chain to the store."""
+    return {
+        "AWS_ENDPOINT_URL": store.url, "AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+
+
+def failing_store(kind: str, seed: int, scene: Scene, outage: float = OUTAGE_SECONDS) -> Outcome:
     """A trial over a store that fails: archive and output lie in it, only the readers bypass the faults."""
     dice, outcome, began = random.Random(f"{kind} {seed}"), Outcome(kind, seed), time.monotonic()
-    base = f"s3://chaos/{kind}-{seed}"
-    archive, output = f"{base}/in", f"{base}/out"
+    store, bucket = os.environ["AWS_ENDPOINT_URL"], f"{kind.replace('_', '-')}-{seed}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+    archive, output = f"s3://{bucket}/in", f"s3://{bucket}/out"
     for path in sorted(Path(scene.archive).rglob("*.png")):
         storage.write_bytes(storage.join(archive, str(path.relative_to(scene.archive))), path.read_bytes())
     with FaultProxy(store, rules_of(kind, dice), seed=seed) as proxy, reader(output, len(scene.rows), outcome):
@@ -288,7 +300,8 @@ def failing_store(kind: str, seed: int, scene: Scene, store: str, outage: float 
         outcome.wrong.append(f"exit code {code} after {outcome.starts} starts")
     else:
         compare(output, scene, outcome)
-    storage.delete(base)
+    storage.delete(archive)
+    storage.delete(output)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -313,17 +326,22 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="", help="comma-separated; default: all that can run")
-    parser.add_argument("--store", default=os.environ.get("AWS_ENDPOINT_URL", ""), help="endpoint of a real S3 store")
     options = parser.parse_args()
-    kinds = [kind for kind in options.kinds.split(",") if kind] or [*KILLS, *(FAULTS if options.store else ())]
+    missing = ceph.missing()
+    kinds = [kind for kind in options.kinds.split(",") if kind] or [*KILLS, *(() if missing else FAULTS)]
+    if missing:
+        print(f"no faults of the store: {', '.join(missing)} are not installed")
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if set(kinds) & set(FAULTS):
+            os.environ |= environment_of(stack.enter_context(ceph.Ceph(Path(folder) / "ceph")))
         scene = prepare(Path(folder))
         try:
             for number in range(options.trials):
                 kind, seed = kinds[number % len(kinds)], options.seed + number
                 killed = kind in KILLS
-                outcome = killing(kind, seed, scene) if killed else failing_store(kind, seed, scene, options.store)
+                outcome = killing(kind, seed, scene) if killed else failing_store(kind, seed, scene)
                 outcomes.append(outcome)
                 print(f"{number + 1}/{options.trials} {outcome}", flush=True)
                 if outcome.wrong:

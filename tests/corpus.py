@@ -1,329 +1,278 @@
-"""Bad input: more than a thousand broken, cut, lying and oversized files, all made from phantoms.
+"""A corpus of damaged and hostile films and Parquet archives, made from phantoms: equal seeds write equal bytes.
 
-    python tests/corpus.py FOLDER [SEED]
-
-Equal seeds write equal files. The first part of a name says what was done to the file.
+`python tests/corpus.py FOLDER [SEED]` writes it, for a look at what a decoder does to it.
 """
 
 import io
+import itertools
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from pydicom import dcmwrite, uid
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom import uid
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from radiograph import encoded, make, save
 
 from pneumobatch.archive import phantoms
 
-Named = Iterator[tuple[str, bytes]]
-WIDTH, HEIGHT = 150, 130
+SIDE = 96
+"""Rows and columns of the films before they are damaged, pixels."""
+MAX_PIXELS = 4_000_000
+"""What the corpus takes for archive.max_pixels: its bombs claim more, as many, or lie."""
+SYNTAXES = {
+    "plain": uid.ExplicitVRLittleEndian,
+    "implicit": uid.ImplicitVRLittleEndian,
+    "deflated": uid.DeflatedExplicitVRLittleEndian,
+    "rle": uid.RLELossless,
+    "jpeg": uid.JPEGBaseline8Bit,
+    "lossless": uid.JPEGLosslessSV1,
+    "ls": uid.JPEGLSLossless,
+    "j2k": uid.JPEG2000Lossless,
+}
+SIZES = (0, 1, 2, SIDE + 1, 2_000, 0x7FFF, 0xFFFF)  # for a film's rows and columns: 16 bits in JPEG and DICOM
+LENGTHS = (0, 1, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFF0, 0xFFFF_FFFF)
 
 
-def picture(seed: int) -> np.ndarray:
-    return phantoms.film(np.random.default_rng(seed), seed % 2, WIDTH, HEIGHT)
+def films(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yields name and bytes of about 1,500 files, none of which is a sound film under its right name (bit flips and
+    cuts behind the picture apart)."""
+    rng = np.random.default_rng(seed)
+    sound = dict(_sound(rng))
+    for name, data in sound.items():
+        yield from ((f"cut{at:07d}-{name}", data[:at]) for at in _offsets(rng, len(data), 28))
+        yield from ((f"flip{number:02d}-{name}", _flipped(rng, data)) for number in range(28))
+        yield from ((f"junk{number:02d}-{name}", _overwritten(rng, data)) for number in range(14))
+        yield from ((f"length{number:02d}-{name}", _mislength(rng, data)) for number in range(14))
+        yield f"twice-{name}", data + data
+        yield f"tail-{name}", data + rng.bytes(2_000)
+        for extension in ("jpeg", "png", "dcm"):
+            if not name.endswith(extension):
+                yield f"as-{name}.{extension}", data
+    for number, extension in itertools.product(range(20), ("jpeg", "png", "dcm", "txt")):
+        yield f"garbage{number:02d}.{extension}", rng.bytes(int(rng.integers(0, 3_000)))
+    for start in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM", b"\x08\0\5\0CS", b"GIF89a", b"<html>"):
+        yield f"begin-{start[-4:].hex()}.bin", start + rng.bytes(500)
+        yield f"only-{start[-4:].hex()}.bin", start
+    yield from _jpeg_claims(sound["grey.jpeg"])
+    yield from _png_bombs()
+    yield from _dicom_claims(sound["plain.dcm"])
+    yield from _dicom_bombs()
 
 
-def encode(pixels: Any, form: str, **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, **how)
+def parquets(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yields name and bytes of about 200 damaged Parquet archives of films."""
+    rng = np.random.default_rng(seed)
+    data = dict(_sound(rng))
+    sound = {}
+    for compression in ("none", "snappy", "zstd"):
+        sink = io.BytesIO()
+        table = pa.table({"bytes": [data["grey.jpeg"], data["grey.png"], None, data["rle.dcm"]] * 2})
+        pq.write_table(table, sink, compression=compression, row_group_size=3)
+        sound[compression] = sink.getvalue()
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"uri": ["a.jpeg", "b.png"] * 4}), sink, compression="zstd")
+    sound["manifest"] = sink.getvalue()
+    for name, whole in sound.items():
+        footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+        yield from ((f"cut{at:07d}-{name}.parquet", whole[:at]) for at in _offsets(rng, len(whole), 12))
+        yield from ((f"flip{number:02d}-{name}.parquet", _flipped(rng, whole)) for number in range(12))
+        yield from (  # where Arrow believes what it reads
+            (f"foot{number:02d}-{name}.parquet", whole[:footer] + _flipped(rng, whole[footer:-8]) + whole[-8:])
+            for number in range(20)
+        )
+        yield from ((f"junk{number:02d}-{name}.parquet", _overwritten(rng, whole)) for number in range(12))
+        for length in LENGTHS:
+            yield f"foot{length:08x}-{name}.parquet", whole[:-8] + length.to_bytes(4, "little") + b"PAR1"
+    for name, column in {
+        "numbers": pa.array([1, 2, 3]),
+        "texts": pa.array(["SECRET"] * 3),
+        "lists": pa.array([[b"a"], [b"b"]]),
+        "nothing": pa.nulls(3),
+    }.items():
+        for key in ("bytes", "uri", "other"):
+            sink = io.BytesIO()
+            pq.write_table(pa.table({key: column}), sink)
+            yield f"{key}-{name}.parquet", sink.getvalue()
+    yield "empty.parquet", b""
+    yield "garbage.parquet", rng.bytes(3_000)
+    yield "film.parquet", data["grey.jpeg"]
+
+
+def _sound(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Films in every format and DICOM transfer syntax, as yet undamaged."""
+    grey16 = phantoms.film(rng, 1, SIDE, SIDE)
+    grey8 = (grey16 >> 8).astype(np.uint8)
+    rgb = np.stack([grey8, grey8, grey8[::-1]], axis=2)
+    yield "grey.jpeg", _saved(grey8, "JPEG", quality=90)
+    yield "colour.jpeg", _saved(rgb, "JPEG", quality=90)
+    yield "progressive.jpeg", _saved(rgb, "JPEG", quality=90, progressive=True)
+    yield "grey.png", _saved(grey8, "PNG")
+    yield "deep.png", _saved(grey16, "PNG")
+    yield "palette.png", _saved(grey8 // 16, "PNG", mode="P")
+    yield "alpha.png", _saved(np.dstack([rgb, grey8]), "PNG")
+    stored = grey16 >> 4
+    with TemporaryDirectory() as folder:
+        for name, syntax in SYNTAXES.items():
+            lossy = syntax == uid.JPEGBaseline8Bit
+            film = make(grey8 if lossy else stored, 8 if lossy else 12, WindowCenter=2048, WindowWidth=4096)
+            if syntax.is_encapsulated:
+                yield f"{name}.dcm", encoded(film, syntax, Path(folder))
+            else:
+                film.file_meta.TransferSyntaxUID = syntax
+                yield f"{name}.dcm", save(film, enforce_file_format=True)
+
+
+def _saved(picture: np.ndarray, form: str, *, mode: str | None = None, **how: object) -> bytes:
+    buffer, image = io.BytesIO(), Image.fromarray(picture)
+    if mode == "P":
+        image.putpalette(bytes(range(48)))
+    image.save(buffer, form, **how)
     return buffer.getvalue()
 
 
-def computed(stored: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, **values: Any) -> Dataset:
-    """A computed radiograph of 12 bits (of 8, where the values are bytes)."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    bits = 8 if stored.dtype == np.uint8 else 12
-    fields: dict[str, Any] = {
-        "SOPClassUID": uid.ComputedRadiographyImageStorage, "SOPInstanceUID": "2.25.1", "Modality": "CR",
-        "PatientName": "Phantom", "PatientID": "P1", "PatientAge": "003Y", "BodyPartExamined": "CHEST",
-        "ViewPosition": "PA", "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": stored.shape[0], "Columns": stored.shape[1], "BitsAllocated": 8 * stored.itemsize, "BitsStored": bits,
-        "HighBit": bits - 1, "PixelRepresentation": 0, "WindowCenter": 1 << (bits - 1), "WindowWidth": 1 << bits,
-        "PixelData": stored.tobytes(),
-    }  # fmt: skip
-    for keyword, value in (fields | values).items():
-        setattr(dataset, keyword, value)
-    return dataset
+def _offsets(rng: np.random.Generator, size: int, count: int) -> list[int]:
+    """Half of them within the first 600 bytes, where the headers are."""
+    early, late = rng.integers(0, min(size, 600), count // 2), rng.integers(0, size, count - count // 2)
+    return sorted({int(at) for at in (*early, *late)})
 
 
-def save(dataset: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def encapsulated(codestream: bytes, syntax: str, stored: np.ndarray, **values: Any) -> bytes:
-    dataset = computed(stored, syntax, PixelData=encapsulate([codestream]), **values)
-    dataset["PixelData"].is_undefined_length = True
-    return save(dataset)
-
-
-def dicoms() -> Named:
-    """One object for each way to encode it."""
-    twelve = picture(1) >> 4
-    eight = (twelve >> 4).astype(np.uint8)
-    yield "explicit", save(computed(twelve))
-    yield "implicit", save(computed(twelve, uid.ImplicitVRLittleEndian))
-    yield "deflated", save(computed(twelve, uid.DeflatedExplicitVRLittleEndian))
-    big = computed(twelve, uid.ExplicitVRBigEndian, PixelData=twelve.astype(">u2").tobytes())
-    big["PixelData"].VR = "OW"
-    yield "big", save(big)
-    for name, syntax in (("rle", uid.RLELossless), ("jls", uid.JPEGLSLossless), ("j2k", uid.JPEG2000Lossless)):
-        dataset = computed(twelve)
-        dataset.compress(syntax, generate_instance_uid=False)
-        yield name, save(dataset)
-    yield "jpeg", encapsulated(encode(eight, "JPEG"), uid.JPEGBaseline8Bit, eight)
-    headless = computed(twelve)
-    del headless.file_meta
-    buffer = io.BytesIO()
-    dcmwrite(buffer, headless, implicit_vr=True, little_endian=True)
-    yield "headless", buffer.getvalue()
-
-
-def sound() -> Named:
-    """The files that everything is made from."""
-    grey = (picture(2) >> 8).astype(np.uint8)
-    colour = np.stack([grey, grey, grey // 2], axis=2)
-    yield "grey.jpeg", encode(grey, "JPEG", quality=90)
-    yield "colour.jpeg", encode(colour, "JPEG", quality=90)
-    yield "progressive.jpeg", encode(grey, "JPEG", quality=90, progressive=True)
-    yield "eight.png", encode(grey, "PNG")
-    yield "sixteen.png", encode(picture(2), "PNG")
-    yield "clear.png", encode(np.dstack([colour, grey]), "PNG")
-    for name, data in dicoms():
-        yield f"{name}.dcm", data
-
-
-def cut(rng: np.random.Generator, data: bytes) -> bytes:
-    return data[: int(rng.integers(len(data)) if rng.random() < 0.6 else rng.integers(min(len(data), 700)))]
-
-
-def flip(rng: np.random.Generator, data: bytes) -> bytes:
-    """Flips a few bits, half of the time in what comes before the pixels."""
+def _flipped(rng: np.random.Generator, data: bytes) -> bytes:
     changed = bytearray(data)
-    within = min(len(data), 700) if rng.random() < 0.5 else len(data)
-    for _ in range(int(rng.integers(1, 9))):
-        changed[rng.integers(within)] ^= 1 << int(rng.integers(8))
+    for at in rng.choice(_offsets(rng, len(data), 32), int(rng.integers(1, 9))):
+        changed[at] ^= 1 << int(rng.integers(8))
     return bytes(changed)
 
 
-def overwrite(rng: np.random.Generator, data: bytes) -> bytes:
-    """Writes what is read as a length: nothing, everything, a sign."""
-    value = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\xff\xff")
-    at, new = int(rng.integers(min(len(data), 1200))), value[rng.integers(len(value))]
-    return data[:at] + new + data[at + len(new) :]
+def _overwritten(rng: np.random.Generator, data: bytes) -> bytes:
+    """A stretch of it is random, all ones, or gone."""
+    at, length = int(rng.choice(_offsets(rng, len(data), 32))), int(rng.integers(1, 200))
+    middle = (rng.bytes(length), b"\xff" * length, b"")[int(rng.integers(3))]
+    return data[:at] + middle + data[at + length :]
 
 
-def lengthen(rng: np.random.Generator, data: bytes) -> bytes:
-    """Takes a piece out, or puts one in twice."""
-    start, size = int(rng.integers(len(data))), int(rng.integers(1, 400))
-    return data[:start] + (data[start + size :] if rng.random() < 0.5 else data[max(0, start - size) :])
+def _mislength(rng: np.random.Generator, data: bytes) -> bytes:
+    """Four bytes become a length that is too short, too long or negative, in one of the byte orders."""
+    at, length = int(rng.choice(_offsets(rng, len(data), 32))), int(rng.choice(LENGTHS))
+    return data[:at] + length.to_bytes(4, rng.choice(["little", "big"])) + data[at + 4 :]  # type: ignore[arg-type]
 
 
-MUTATIONS: dict[str, tuple[Callable[[np.random.Generator, bytes], bytes], int]] = {
-    "cut": (cut, 24),
-    "flip": (flip, 30),
-    "overwrite": (overwrite, 16),
-    "lengthen": (lengthen, 12),
-}
-
-
-def mutated(rng: np.random.Generator) -> Named:
-    files = list(sound())
-    for name, data in files:
-        for mutation, (change, times) in MUTATIONS.items():
-            for number in range(times):
-                yield f"{mutation}-{number:02d}-{name}", change(rng, data)
-        other = files[rng.integers(len(files))][1]
-        yield f"splice-00-{name}", data[: len(data) // 2] + other[len(other) // 2 :]
-        for extension in ("jpeg", "png", "dcm"):
-            if not name.endswith(extension):
-                yield f"misnamed-{name}.{extension}", data
-
-
-def garbage(rng: np.random.Generator) -> Named:
-    for start in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM", b"\x08\0\x05\0CS\x0a\0"):
-        for number in range(5):
-            yield f"garbage-{number}-{len(start)}.bin", start + rng.bytes(int(rng.integers(1, 5000)))
-    yield "garbage-empty.dcm", b""
-    yield "garbage-zeros.png", bytes(100_000)
-    yield "garbage-ones.jpeg", b"\xff" * 100_000
-    yield "garbage-page.dcm", b"<html><body>403</body></html>"
+def _jpeg_claims(jpeg: bytes) -> Iterator[tuple[str, bytes]]:
+    frame = jpeg.index(b"\xff\xc0") + 5
+    for rows, columns in itertools.product(SIZES, SIZES):
+        yield f"claims-{rows}x{columns}.jpeg", jpeg[:frame] + struct.pack(">HH", rows, columns) + jpeg[frame + 4 :]
+    yield "segments.jpeg", b"\xff\xd8" + b"\xff\xfe\0\2" * 200_000 + jpeg[2:]
+    yield "fill.jpeg", b"\xff\xd8" + b"\xff" * 300_000 + jpeg[2:]
+    large = _saved(np.zeros((2000, 2000), np.uint8), "JPEG", progressive=True)
+    scan = large.rindex(b"\xff\xda")
+    for scans in (100, 20_000):
+        yield f"scans{scans}.jpeg", large[:-2] + large[scan:-2] * scans + large[-2:]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG chunk with its length and checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 0, between: bytes = b"", idat: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + (idat or chunk(b"IDAT", b"x")) + chunk(b"IEND", b"")
-    )
+def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colours: int = 0) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
-def zeros(size: int, *, raw: bool = False) -> bytes:
-    """So many deflated zeros."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS if raw else zlib.MAX_WBITS)
-    parts = [deflate.compress(bytes(1 << 20)) for _ in range(size >> 20)]
-    return b"".join([*parts, deflate.compress(bytes(size & 0xFFFFF)), deflate.flush()])
+def _png_bombs() -> Iterator[tuple[str, bytes]]:
+    rows = chunk(b"IDAT", zlib.compress(bytes((SIDE + 1) * SIDE)))
+    huge = chunk(b"IDAT", zlib.compress(bytes(200_000_000), 1))
+    for width, height in itertools.product((*SIZES[:-2], 1_000_000, 0x7FFF_FFFF, 0xFFFF_FFFF), repeat=2):
+        yield f"claims-{width}x{height}.png", _png(width, height, rows)
+    for depth, colours in itertools.product((1, 2, 4, 8, 16, 32), range(8)):
+        yield f"depth{depth}-colours{colours}.png", _png(SIDE, SIDE, rows, depth=depth, colours=colours)
+    yield "more-than-claimed.png", _png(SIDE, SIDE, huge)
+    yield "as-much-as-allowed.png", _png(2000, 2000, huge, depth=16, colours=6)
+    yield "one-column.png", _png(1, MAX_PIXELS, huge)
+    yield "one-row.png", _png(MAX_PIXELS, 1, huge)
+    for kind in (b"tEXt", b"IDAT", b"PLTE", b"IHDR", b"tRNS", b"acTL"):
+        yield f"chunks-{kind.decode()}.png", _png(SIDE, SIDE, chunk(kind, b"") * 100_000, rows)
+    unfolding = zlib.compress(bytes(10**8), 1)
+    for kind, start in ((b"zTXt", b"key\0\0"), (b"iCCP", b"key\0\0"), (b"iTXt", b"key\0\1\0\0\0")):
+        yield f"unfolds-{kind.decode()}.png", _png(SIDE, SIDE, chunk(kind, start + unfolding), rows)
 
 
-def huge() -> Named:
-    """Dimensions beyond reason, in the header and in the codestream only."""
-    grey = (picture(2) >> 8).astype(np.uint8)
-    for width, height in (
-        (60_000, 60_000),
-        (2**31 - 1, 1),
-        (1, 2**31 - 1),
-        (2**32 - 1, 2**32 - 1),
-        (0, 5),
-        (99_999, 999),
+_SIZE = (b"\x28\0\x10\0US\2\0", b"\x28\0\x11\0US\2\0")  # what stands before rows and columns
+_OPEN = b"SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"  # a sequence and an item without an end
+
+
+def _dicom_claims(film: bytes) -> Iterator[tuple[str, bytes]]:
+    for rows, columns in itertools.product(SIZES, SIZES):
+        changed = film
+        for element, value in zip(_SIZE, (rows, columns), strict=True):
+            at = changed.index(element) + len(element)
+            changed = changed[:at] + value.to_bytes(2, "little") + changed[at + 2 :]
+        yield f"claims-{rows}x{columns}.dcm", changed
+    header = bytes(128) + b"DICM"
+    at = film.index(b"\x08\0\x60\0CS")  # before the modality
+    for depth in (50, 500, 5_000, 50_000):
+        yield f"nested{depth}.dcm", header + (b"\x08\0\x40\x11" + _OPEN) * depth
+        yield f"nested{depth}-film.dcm", film[:at] + (b"\x08\0\x50\0" + _OPEN) * depth + film[at:]
+        closed = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+        yield f"nested{depth}-closed.dcm", film[:at] + (b"\x08\0\x50\0" + _OPEN) * depth + closed * depth + film[at:]
+        unknown = b"\x08\0\x50\0UN\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+        yield f"nested{depth}-unknown.dcm", film[:at] + unknown * depth + film[at:]
+    yield "items.dcm", header + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\0\0\0\0" * 60_000
+    many = b"".join(struct.pack("<HH2sH", 9 + 2 * (at // 60_000), at % 60_000, b"LO", 0) for at in range(100_000))
+    yield "elements.dcm", header + many
+    for length in LENGTHS:
+        at = film.rindex(b"\xe0\x7f\x10\0") + 8
+        yield f"pixels{length:08x}.dcm", film[:at] + length.to_bytes(4, "little") + film[at + 4 :]
+
+
+def _dicom_bombs() -> Iterator[tuple[str, bytes]]:
+    """Small objects that unfold: by more pixels than are allowed, by as many, and by more than the object says."""
+    small, stored = np.zeros((SIDE, SIDE), np.uint16), np.zeros((2000, 2000), np.uint16)
+    with TemporaryDirectory() as folder:
+        for name in ("rle", "lossless", "ls", "j2k"):
+            film: Dataset = make(stored, 12)
+            film.PixelData = stored.tobytes()
+            data = encoded(film, SYNTAXES[name], Path(folder))
+            yield f"allowed-{name}.dcm", data
+            for side in (SIDE, 60_000):
+                changed = bytearray(data)
+                for start in (data.index(element) + len(element) for element in _SIZE):
+                    changed[start : start + 2] = side.to_bytes(2, "little")
+                yield f"says{side}-{name}.dcm", bytes(changed)
+    runs = struct.pack("<16I", 2, 64, 64 + 2_000_000, *[0] * 13) + b"\x81\0" * 2_000_000  # 512 MB
+    inflated = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    for name, syntax, pixels in (
+        ("runs", SYNTAXES["rle"], encapsulate([runs])),
+        ("frames", SYNTAXES["rle"], encapsulate([b"\0\0"] * 50_000)),
+        ("text", SYNTAXES["j2k"], encapsulate([b"not a codestream\xff\xd9"])),
     ):
-        yield f"huge-{width}x{height}.png", png(width, height, idat=chunk(b"IDAT", zeros(1000)))
-    jpeg = encode(grey, "JPEG")
-    frame = jpeg.index(b"\xff\xc0") + 5
-    for size in (b"\xff\xff\xff\xff", b"\0\1\xff\xff", b"\xff\xff\0\1", b"\0\0\0\0", b"\x20\0\x20\0"):
-        yield f"huge-{size.hex()}.jpeg", jpeg[:frame] + size + jpeg[frame + 4 :]
-    for name, data in dicoms():
-        for keyword, tag in (("rows", b"\x28\0\x10\0"), ("columns", b"\x28\0\x11\0"), ("bits", b"\x28\0\x00\1")):
-            at = data.find(tag)
-            if at > 0:
-                yield f"huge-{keyword}-{name}.dcm", data[: at + 8] + b"\xff\xff" + data[at + 10 :]
-        for kind, (mark, skip) in {
-            "siz": (b"\xff\x4f\xff\x51", 8),
-            "sof": (b"\xff\xc0", 5),
-            "ls": (b"\xff\xf7", 5),
-        }.items():
-            if (at := data.find(mark)) > 0:
-                changed = data[: at + skip] + b"\x7f\xff\x7f\xff" + data[at + skip + 4 :]
-                yield f"huge-{kind}-{name}.dcm", changed
-
-
-def bombs() -> Named:
-    """Small files that unfold to much; each is below the limit on pixels by its header."""
-    side = 9000
-    for depth, colour, samples in ((8, 0, 1), (16, 0, 2), (8, 6, 4), (1, 0, 0)):
-        row = side * samples + 1 if samples else side // 8 + 1
-        yield (
-            f"bomb-{depth}-{colour}.png",
-            png(side, side, depth=depth, colour=colour, idat=chunk(b"IDAT", zeros(side * row))),
-        )
-    yield "bomb-tail.png", png(WIDTH, HEIGHT, idat=chunk(b"IDAT", zeros(300 << 20)))
-    text = chunk(b"zTXt", b"Comment\0\0" + zeros(200 << 20)) + chunk(b"iCCP", b"icc\0\0" + zeros(200 << 20))
-    yield "bomb-text.png", png(WIDTH, HEIGHT, between=text, idat=chunk(b"IDAT", zeros((WIDTH + 1) * HEIGHT)))
-    yield "bomb.jpeg", encode(np.zeros((side, side), np.uint8), "JPEG", quality=10)
-    progressive = encode(np.zeros((side, side), np.uint8), "JPEG", quality=10, progressive=True)
-    yield "bomb-progressive.jpeg", progressive
-    scan = progressive.rindex(b"\xff\xda")
-    yield "bomb-scans.jpeg", progressive[:-2] + progressive[scan:-2] * 3000 + b"\xff\xd9"
-    stored = np.zeros((16, 16), np.uint16)
-    yield "bomb-deflated.dcm", _deflated(computed(stored), 1 << 30)
-    flat = np.zeros((side, side), np.uint8)
-    for name, syntax in (("rle", uid.RLELossless), ("j2k", uid.JPEG2000Lossless)):
-        dataset = computed(flat)
-        dataset.compress(syntax, generate_instance_uid=False)
-        yield f"bomb-{name}.dcm", save(dataset)
-    segment = b"\x81\0" * 100
-    many = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + segment * 2
-    yield "bomb-rle-short.dcm", encapsulated(many, uid.RLELossless, np.zeros((4000, 4000), np.uint16))
-
-
-def _deflated(dataset: Dataset, size: int) -> bytes:
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    plain = save(dataset)
-    at = plain.index(uid.ExplicitVRLittleEndian.encode())
-    length = int.from_bytes(plain[140:144], "little")  # of the meta group
-    deflated = uid.DeflatedExplicitVRLittleEndian.encode()
-    value = deflated + b"\0" * (len(deflated) % 2)
-    old = int.from_bytes(plain[at - 2 : at], "little")
-    meta = plain[: at - 2] + len(value).to_bytes(2, "little") + value + plain[at + old : 144 + length]
-    meta = meta[:140] + (length + len(value) - old).to_bytes(4, "little") + meta[144:]
-    return meta + zeros(size, raw=True)
-
-
-def nested() -> Named:
-    """Sequences in sequences, and very many small parts."""
-    data = save(computed(np.zeros((16, 16), np.uint16) + 9))
-    at = data.index(b"\x28\0\x02\0US")  # Samples per Pixel: a sequence of a lower tag goes before it
-    head, tail = data[:at], data[at:]
-    opened = b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
-    closed = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
-    for depth in (5, 300, 5_000, 100_000):
-        yield f"nested-{depth}.dcm", head + opened * depth + closed * depth + tail
-        yield f"nested-open-{depth}.dcm", head + opened * depth + tail
-        unknown = opened.replace(b"SQ", b"UN")
-        yield f"nested-unknown-{depth}.dcm", head + unknown * depth + closed * depth + tail
-    inner = b""
-    for _ in range(400):
-        item = b"\xfe\xff\0\xe0" + struct.pack("<I", len(inner)) + inner
-        inner = b"\x08\0\x40\x11SQ\0\0" + struct.pack("<I", len(item)) + item
-    yield "nested-explicit.dcm", head + inner + tail
-    items = b"\xfe\xff\0\xe0\0\0\0\0" * 100_000
-    yield "many-items.dcm", head + b"\x08\0\x40\x11SQ\0\0" + struct.pack("<I", len(items)) + items + tail
-    yield "many-elements.dcm", head + b"".join(struct.pack("<HH2sH", 9, n, b"LO", 0) for n in range(16, 65_000)) + tail
-    yield (
-        "many-fragments.dcm",
-        encapsulated(b"\0\0", uid.RLELossless, np.zeros((16, 16), np.uint16)).replace(
-            b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xfe\xff\0\xe0\0\0\0\0" * 100_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
-        ),
-    )
-    pixels = chunk(b"IDAT", zeros((WIDTH + 1) * HEIGHT))
-    yield "many-chunks.png", png(WIDTH, HEIGHT, between=chunk(b"tEXt", b"a\0b") * 100_000, idat=pixels)
-    yield "many-empty.png", png(WIDTH, HEIGHT, idat=chunk(b"IDAT", b"") * 100_000 + pixels)
-    jpeg = encode((picture(2) >> 8).astype(np.uint8), "JPEG")
-    yield "many-segments.jpeg", jpeg[:2] + b"\xff\xfe\0\2" * 100_000 + jpeg[2:]
-    yield "many-fills.jpeg", jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:]
-
-
-def files(seed: int = 0) -> Named:
-    """Yields name and content of every bad file that is no Parquet."""
-    rng = np.random.default_rng(seed)
-    for part in (mutated(rng), garbage(rng), huge(), bombs(), nested()):
-        yield from part
-
-
-def parquets(seed: int = 0) -> Named:
-    """Yields damaged Parquet archives of three films each; the last have the wrong columns."""
-    rng = np.random.default_rng(seed)
-    films = [encode((picture(number) >> 8).astype(np.uint8), "JPEG") for number in range(3)]
-    for compression in ("none", "zstd"):
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"bytes": films, "label": [0, 1, 0]}), sink, compression=compression, row_group_size=2)
-        data = sink.getvalue().to_pybytes()
-        footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-        for number in range(12):
-            yield f"cut-{compression}-{number:02d}.parquet", cut(rng, data)
-            yield f"flip-{compression}-{number:02d}.parquet", flip(rng, data)
-            yield f"lengthen-{compression}-{number:02d}.parquet", lengthen(rng, data)
-        for number in range(40):
-            yield f"footer-{compression}-{number:02d}.parquet", data[:footer] + flip(rng, data[footer:-8]) + data[-8:]
-    for name, column in (("int", pa.array([1, 2])), ("null", pa.nulls(2)), ("list", pa.array([[b"a"], None]))):
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"bytes": column}), sink)
-        yield f"column-{name}.parquet", sink.getvalue().to_pybytes()
-
-
-def main(folder: str, seed: str = "0") -> None:
-    count = 0
-    for make in (files, parquets):
-        for name, data in make(int(seed)):
-            path = Path(folder) / make.__name__ / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            count += 1
-    print(f"{count} files in {folder}")
+        bomb = make(small, 12, syntax=syntax, PixelData=pixels)
+        bomb["PixelData"].is_undefined_length = True
+        yield f"{name}.dcm", save(bomb, enforce_file_format=True)
+    plain = save(make(small, 12, syntax=SYNTAXES["deflated"]), enforce_file_format=True)
+    start = plain.index(uid.DeflatedExplicitVRLittleEndian.encode()) + len(uid.DeflatedExplicitVRLittleEndian)
+    bomb_of = b"".join(inflated.compress(bytes(1 << 20)) for _ in range(1_000)) + inflated.flush()
+    yield "deflated.dcm", plain[: start + start % 2] + bomb_of
+    for table, bits in itertools.product((0, 1, 65_535), (0, 8, 16, 255)):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "US", [table, 0, bits])
+        item.add_new("LUTData", "OW", bytes(2 * min(table, 50)))
+        yield f"table{table}-{bits}.dcm", save(make(small, 12, VOILUTSequence=[item]), enforce_file_format=True)
+    for bits, allocated in itertools.product((0, 1, 7, 13, 17, 40_000), (0, 1, 8, 16, 32, 64)):
+        film = make(small, 12, BitsStored=bits, BitsAllocated=allocated, HighBit=max(bits - 1, 0))
+        yield f"bits{bits}-of{allocated}.dcm", save(film, enforce_file_format=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    target, start_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    for kind, files in (("films", films(start_at)), ("parquets", parquets(start_at))):
+        (target / kind).mkdir(parents=True, exist_ok=True)
+        for name, data in files:
+            (target / kind / name).write_bytes(data)

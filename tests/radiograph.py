@@ -1,18 +1,27 @@
 """Computed radiographs of any depth, sign and look-up table, as the tests of the DICOM chain need them."""
 
 import io
+from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from pneumobatch.archive import dicom
 from pneumobatch.config import Gate
 
+BY_GDCM = {
+    uid.JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
+    uid.JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    uid.JPEGExtended12Bit: gdcm.TransferSyntax.JPEGExtendedProcess2_4,
+    uid.JPEGBaseline8Bit: gdcm.TransferSyntax.JPEGBaselineProcess1,
+}
 
-def make(stored: np.ndarray, bits: int, *, syntax: str = ExplicitVRLittleEndian, **values: Any) -> Dataset:
+
+def make(stored: np.ndarray, bits: int, *, syntax: str = uid.ExplicitVRLittleEndian, **values: Any) -> Dataset:
     """A computed radiograph with these stored values."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -40,6 +49,30 @@ def save(dataset: Dataset, **how: Any) -> bytes:
 
 def reread(dataset: Dataset) -> Dataset:
     return pydicom.dcmread(io.BytesIO(save(dataset, enforce_file_format=True)))
+
+
+def encoded(dataset: Dataset, syntax: str, folder: Path, **how: Any) -> bytes:
+    """The object in another transfer syntax, by GDCM or by pydicom's encoders."""
+    if syntax not in BY_GDCM:
+        dataset.compress(syntax, generate_instance_uid=False, **how)
+        return save(dataset, enforce_file_format=True)
+    (folder / "plain.dcm").write_bytes(save(dataset, enforce_file_format=True))
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(folder / "plain.dcm"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(BY_GDCM[uid.UID(syntax)]))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(folder / "encoded.dcm"))
+    assert writer.Write()
+    written = pydicom.dcmread(folder / "encoded.dcm")
+    assert written.file_meta.TransferSyntaxUID == syntax
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = written.PixelData  # and not the UIDs that GDCM makes up
+    dataset["PixelData"].is_undefined_length = True
+    return save(dataset, enforce_file_format=True)
 
 
 def grey(dataset: Dataset | bytes, **gate: Any) -> np.ndarray:

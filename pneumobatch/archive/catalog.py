@@ -1,10 +1,9 @@
-"""An archive's list of images → one row an image, with a stable id and what is known about it."""
+"""Folder, object prefix, Parquet or S3 Inventory → one row an image, with a stable id and what is known about it."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import translate
-from functools import partial, reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,101 +12,101 @@ from pneumobatch import tables
 from pneumobatch.archive import fetch, sources
 from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
-from pneumobatch.identity import has_key, keyed_hashes
+from pneumobatch.identity import SITE_KEY, keyed_hashes
 
-_FORMATS = {"jpeg": ("jpg", "jpeg"), "png": ("png",), "dicom": ("dcm", "dicom")}
-
-VERSION_DIGITS = 16
-"""Hexadecimal digits of `version`: it is compared with earlier ones of the same image alone."""
+_FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
+_VERSION_DIGITS = 16
 
 
 def build(config: Archive) -> pa.Table:
     """Lists an archive: one row an image, by ascending path; see `tables.catalog_schema`.
 
-    `image_id` depends on the path below the archive alone, so it stays when the archive moves, or is listed in another
-    way. `uri` and `patient` are for use inside the process: `publishable` takes out of them what must not be written.
+    `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
+    archive moves, and whether a listing, a Parquet manifest or an S3 Inventory names the image. `version` changes when
+    the object does; it is NULL for entries of a Parquet manifest, which states none. `uri` and `patient` are for use
+    inside the process: `publishable` takes out of them what must not be written.
 
     Raises:
-        ValueError: The archive is not named, does not exist, holds no image, or its labels cannot be read.
+        ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, or the
+            labels cannot be read.
     """
-    if config.uri is None:
-        raise ValueError("archive.uri is missing: give the folder, prefix, Parquet file or manifest of the images")
-    wanted = _chooser(config)
-    listed = pa.Table.from_batches(map(wanted, sources.entries(config, config.uri)), sources.SCHEMA)
-    if not len(listed):
+    entries = _sorted(pa.Table.from_batches(sources.entries(config), schema=sources.SCHEMA))
+    if not len(entries):
         raise ValueError(f"archive.uri: {config.uri} holds no file that archive.include and archive.exclude leave")
-    listed = _one_row_each(listed, config)
-    paths = listed["path"]
-    ids = keyed_hashes(paths)
-    known = from_paths(paths, config.patients) if config.labels is None else LabelTable(config).known(paths, ids)
-    subgroups = sorted(name for name in known if name in config.subgroups)
+    paths = entries["path"]
+    # Columns are dropped as soon as they are used: at a million images each is some 100 MB.
     columns = {
-        "image_id": ids,
-        "uri": listed["uri"],
-        "version": _versions(listed),
-        "format": _formats(paths),
-        "bytes": listed["size"],
-        **{name: known[name] for name in ("label", "patient", *subgroups)},
+        "image_id": keyed_hashes(paths),
+        "uri": entries["uri"],
+        "version": pc.utf8_slice_codeunits(keyed_hashes(entries["version"]), 0, _VERSION_DIGITS),
+        "format": _format(paths),
+        "bytes": entries["size"],
     }
-    schema = tables.catalog_schema(subgroups)
-    return pa.table([columns.get(field.name, pa.nulls(len(ids), field.type)) for field in schema], schema=schema)
+    del entries
+    known = _known(config, paths, columns["image_id"])
+    del paths
+    unknown = pa.nulls(len(columns["image_id"]), pa.string())
+    columns |= {
+        "sha256": unknown,
+        "duplicate_of": unknown,
+        "label": known.pop("label"),
+        "patient": known.pop("patient"),
+    }
+    subgroups = sorted(known)
+    return pa.table(columns | {name: known[name] for name in subgroups}, schema=tables.catalog_schema(subgroups))
 
 
-def _chooser(config: Archive) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
-    """Returns what leaves those entries that archive.include and archive.exclude let through."""
-    include, exclude = ([_regex(pattern) for pattern in patterns] for patterns in (config.include, config.exclude))
-
-    def fits(paths: pa.Array, patterns: Sequence[str]) -> pa.Array:
-        matches = (pc.match_substring_regex(paths, pattern) for pattern in patterns)
-        return reduce(pc.or_, matches, pa.repeat(False, len(paths)))
-
-    def choose(batch: pa.RecordBatch) -> pa.RecordBatch:
-        if "*" not in config.include:
-            batch = batch.filter(fits(batch["path"], include))
-        return batch.filter(pc.invert(fits(batch["path"], exclude))) if exclude else batch
-
-    return choose
-
-
-def _regex(pattern: str) -> str:
-    """A glob as RE2 understands it: anchored, without Python's atomic groups and look-aheads."""
-    text = translate(pattern).removeprefix("(?s:").removesuffix(r")\Z")
-    text = text.replace("(?>", "(?:").replace("(?!)", r"[^\x00-\x{10FFFF}]")
-    return rf"(?s)\A(?:{text})\z"
-
-
-def _one_row_each(listed: pa.Table, config: Archive) -> pa.Table:
-    """Sorts by path, and keeps one of the rows that name the same image.
+def _sorted(entries: pa.Table) -> pa.Table:
+    """Sorts by path; an entry that is named twice is one.
 
     Raises:
-        ValueError: Two different images have the same path, each below a root of its own.
+        ValueError: Two roots hold the same path.
     """
-    listed = listed.sort_by([(name, "ascending") for name in ("path", "uri", "version", "size")]).combine_chunks()
-    paths, uris = listed["path"], listed["uri"]
-    again = pa.chunked_array([[False], *pc.equal(paths[1:], paths[:-1]).chunks], pa.bool_())
-    if not pc.any(again).as_py():
-        return listed
-    elsewhere = pa.chunked_array([[False], *pc.not_equal(uris[1:], uris[:-1]).chunks], pa.bool_())
-    if pc.any(pc.and_(again, elsewhere)).as_py():
+    entries = entries.take(pc.sort_indices(entries["path"]))
+    if len(entries) < 2:
+        return entries
+
+    def repeated(name: str) -> pa.ChunkedArray:
+        return pc.equal(entries[name].slice(1), entries[name].slice(0, len(entries) - 1))
+
+    twice = repeated("path")
+    if not pc.any(twice).as_py():
+        return entries
+    if pc.any(pc.and_not(twice, repeated("uri"))).as_py():
         raise ValueError(
-            f"archive.roots: {config.uri} names two images with the same path below two roots; name their common "
-            "folder as the one root"
+            "archive.roots: two of them hold the same path below, so their images cannot be told apart; give the "
+            "folder above them instead"
         )
-    return listed.filter(pc.invert(again))
+    return entries.filter(pa.chunked_array([pa.array([True]), *pc.invert(twice).chunks]))
 
 
-def _versions(listed: pa.Table) -> pa.ChunkedArray:
-    """Keyed hashes: the store's own text can be an exact time, which belongs to an identity."""
-    sizes = pc.coalesce(listed["size"].cast(pa.string()), "")
-    hashes = keyed_hashes(pc.binary_join_element_wise(listed["version"], sizes, ":"))
-    return pc.utf8_slice_codeunits(hashes, 0, VERSION_DIGITS)
+def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What the extensions say: jpeg, png or dicom; NULL for any other."""
+    extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(paths, r"(?s)\.(?P<extension>[^./]*)$"), "extension"))
+    known = pc.index_in(extension, pa.array(_FORMATS))
+    return pa.chunked_array([pa.array(_FORMATS.values()).take(chunk) for chunk in known.chunks], pa.string())
 
 
-def _formats(paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What the names' endings promise."""
-    endings = [pc.match_substring_regex(paths, rf"(?i)\.({'|'.join(names)})$") for names in _FORMATS.values()]
-    chosen = [pc.if_else(matches, kind, None) for matches, kind in zip(endings, _FORMATS, strict=True)]
-    return pc.coalesce(*chosen)
+def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """Columns `label`, `patient` and one for each subgroup of which anything is known."""
+    known = from_paths(paths, config.patients)
+    if config.labels is not None:
+        labels = LabelTable(config)
+        table = labels.find(paths, ids)
+        found = table.pop("found")
+        if not pc.any(found).as_py():
+            raise ValueError(
+                f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
+                "must hold the path below the archive, the file name, or the image_id"
+            )
+        # The table decides on the label; a patient known only by the file name is still that patient.
+        known["label"], stated = table.pop("label"), table.pop("patient")
+        if config.patients != "kermany":
+            known["patient"] = pc.coalesce(stated, known["patient"])
+        for name, values in table.items():
+            known[name] = pc.if_else(found, values, known[name]) if name in known else values
+    wanted = {"label", "patient", *config.subgroups}
+    return {name: values for name, values in known.items() if name in wanted}
 
 
 def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
@@ -115,64 +114,52 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Args:
         catalog: From `build`.
-        keep_uri: Keep the source paths; None: unless a file may be DICOM by its name (.dcm, .dicom, no extension).
+        keep_uri: Keep the source paths; None: where every file is JPEG or PNG by its extension. Any other name (a UID,
+            no extension, a table of images) may be DICOM, and its folders name patients as well as it does.
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
-        under the site's key (the one that a DICOM file's PatientID has), or NULL where the environment has no key, as
-        an unkeyed hash could be looked up.
+        under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
     """
     if keep_uri is None:
-        named = pc.match_substring_regex(catalog["uri"], r"\.[^/]*$")
-        dicom = pc.fill_null(pc.equal(catalog["format"], "dicom"), False)
-        keep_uri = pc.all(pc.and_not(named, dicom)).as_py() is not False
-    patients = catalog["patient"]
-    public = pc.starts_with(patients, "kermany:")
-    private = pc.if_else(public, None, patients)
-    hashed = keyed_hashes(private) if has_key() else pa.nulls(len(catalog), pa.string())
-    catalog = _with(catalog, "patient", pc.if_else(public, patients, hashed))
-    return catalog if keep_uri else _with(catalog, "uri", pa.nulls(len(catalog), pa.string()))
+        keep_uri = bool(pc.all(pc.fill_null(pc.is_in(catalog["format"], pa.array(["jpeg", "png"])), False)).as_py())
+    patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
+    public = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
+    hidden = keyed_hashes(pc.if_else(public, None, patient)) if os.environ.get(SITE_KEY) else missing
+    catalog = _replaced(catalog, "patient", pc.if_else(public, patient, hidden))
+    return catalog if keep_uri else _replaced(catalog, "uri", missing)
 
 
-def _with(catalog: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+def _replaced(catalog: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
     index = catalog.schema.get_field_index(name)
     return catalog.set_column(index, catalog.schema.field(index), values)
 
 
-READ_AT_ONCE = 1_000
-"""Files between two looks at what was read."""
-
-
-def find_duplicates(catalog: pa.Table, limit: int = Archive.model_fields["max_bytes"].default) -> pa.Table:
+def find_duplicates(catalog: pa.Table) -> pa.Table:
     """Fills `sha256` and `duplicate_of` by reading those files whose size another file shares.
 
-    Of byte-identical files the first by path is the original. Unreadable files, and those of more than `limit` bytes,
-    are left for decoding to name.
+    Of byte-identical files the first by path is the original. Unreadable files are left for decoding to name.
     """
-    sizes = catalog["bytes"]
-    counts = pc.value_counts(sizes.drop_null())
-    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    suspect = pc.or_(pc.is_null(sizes), pc.and_(pc.is_in(sizes, shared), pc.greater(pc.fill_null(sizes, 0), 0)))
-    rows = pc.indices_nonzero(suspect)
-    digests = pa.chunked_array(_digests(catalog["uri"].take(rows), limit), pa.string())
-    place = pc.index_in(pa.array(range(len(catalog)), pa.uint64()), rows)
-    sha256 = digests.take(place)
-    first = pc.index_in(sha256, pc.drop_null(digests))
-    original = catalog["image_id"].filter(pc.is_valid(sha256)).take(first)
-    duplicate_of = pc.if_else(pc.equal(original, catalog["image_id"]), None, original)
-    return _with(_with(catalog, "sha256", sha256), "duplicate_of", duplicate_of)
+    sizes = catalog["bytes"].to_pylist()
+    sharing: dict[int | None, int] = defaultdict(int)
+    for size in sizes:
+        sharing[size] += 1
+    suspects = [i for i, size in enumerate(sizes) if size is None or (size and sharing[size] > 1)]
+    uris = catalog["uri"].to_pylist()
 
+    def digest(index: int) -> str | None:
+        data = fetch.fetch(uris[index])
+        return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
 
-def _digests(uris: pa.ChunkedArray, limit: int) -> Iterator[pa.Array]:
-    """SHA-256 of files, hexadecimal; NULL for one that cannot be read."""
-    with ThreadPoolExecutor(fetch.CONCURRENCY) as pool:
-        for start in range(0, len(uris), READ_AT_ONCE):
-            part = uris.slice(start, READ_AT_ONCE).to_pylist()
-            # Rows of a Parquet file are read in their order, as they share what is read.
-            read = map if ".parquet#" in part[0] else pool.map
-            yield pa.array(read(partial(_digest, limit), part), pa.string())
-
-
-def _digest(limit: int, uri: str) -> str | None:
-    data = fetch.fetch(uri, limit)
-    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+    with ThreadPoolExecutor(16) as pool:
+        digests = dict(zip(suspects, pool.map(digest, suspects), strict=True))
+    ids = catalog["image_id"].to_pylist()
+    originals: dict[str, str] = {}
+    sha256 = [digests.get(i) for i in range(len(ids))]
+    duplicate_of = [
+        None if value is None or originals.setdefault(value, image_id) == image_id else originals[value]
+        for image_id, value in zip(ids, sha256, strict=True)
+    ]
+    for name, values in (("sha256", sha256), ("duplicate_of", duplicate_of)):
+        catalog = _replaced(catalog, name, pa.array(values, pa.string()))
+    return catalog

@@ -85,7 +85,8 @@ def stored_values(dataset: "Dataset", syntax: "UID") -> npt.NDArray[Any]:
         whole: Any = {"correct_unused_bits": False}
         return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **whole)[0]
     plugin = _PLUGINS[syntax.keyword]
-    _check(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.Rows, dataset.Columns)
+    shape = (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
+    _check(get_frame(dataset.PixelData, 0, number_of_frames=1), shape)
     if syntax.keyword == "JPEGExtended12Bit" and dataset.BitsStored > 8:
         # GDCM tells the process from the codestream and reads 12 bits; only under this name pydicom does not ask it.
         dataset.file_meta.TransferSyntaxUID = syntax = JPEGLosslessSV1
@@ -98,8 +99,8 @@ def keeps_unused_bits(syntax: "UID") -> bool:
     return not syntax.is_encapsulated or syntax.keyword == "RLELossless"
 
 
-def _check(frame: bytes, rows: int, columns: int) -> None:
-    """Checks that a codestream of any JPEG kind is complete and of this size.
+def _check(frame: bytes, shape: tuple[int, int, int]) -> None:
+    """Checks that a codestream of any JPEG kind is complete and has these rows, columns and samples for each pixel.
 
     Raises:
         DecodeError: `truncated` (all kinds end with FF D9) or `corrupt`.
@@ -107,18 +108,19 @@ def _check(frame: bytes, rows: int, columns: int) -> None:
     if b"\xff\xd9" not in frame[-64:]:
         raise DecodeError(Reason.TRUNCATED)
     try:
-        size = _size(frame)
+        found = _shape(frame)
     except struct.error:
         raise DecodeError(Reason.TRUNCATED) from None
-    if size != (rows, columns):
+    if found != shape:
         raise DecodeError(Reason.CORRUPT)
 
 
-def _size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns by the header of a JPEG, JPEG-LS or JPEG 2000 codestream; None where it has none."""
+def _shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and samples by the header of a JPEG, JPEG-LS or JPEG 2000 codestream; None if it has none."""
     if (start := frame.find(b"\xff\x4f\xff\x51", 0, 256)) >= 0:  # JPEG 2000, perhaps boxed: size and offset of the grid
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
-        return bottom - top, right - left
+        (samples,) = struct.unpack_from(">H", frame, start + 40)
+        return bottom - top, right - left, samples
     at = 2
     while frame[at : at + 1] == b"\xff":
         marker = frame[at + 1]
@@ -127,8 +129,8 @@ def _size(frame: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):
-            rows, columns = struct.unpack_from(">HH", frame, at + 5)
-            return rows, columns
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+            return (rows, columns, samples) if 2 <= precision <= 16 else None  # GDCM crashes on none
         else:
             at += 2 + int(struct.unpack_from(">H", frame, at + 2)[0])
     return None

@@ -1,12 +1,12 @@
-"""S3 Inventory: the daily list of a bucket's objects that the store writes by itself, as an archive.
+"""S3 Inventory: a bucket's listing that the store wrote itself, as `manifest.json` and files of CSV, ORC or Parquet.
 
-`manifest.json` names the data files (CSV, Parquet or ORC) that lie in its own bucket. Where a bucket holds more objects
-than one wants to list every night, this is how it is read; a `*` for the dated folder takes the latest.
+Format: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -17,126 +17,147 @@ from pyarrow import csv, orc
 
 from pneumobatch import storage
 from pneumobatch.archive.roots import Roots
-from pneumobatch.config import Archive
 
-_WANTED = ("bucket", "key", "islatest", "isdeletemarker", "size", "etag", "lastmodifieddate")
+NAME = "manifest.json"
+
+_COLUMNS = {"bucket", "key", "islatest", "isdeletemarker", "size", "etag"}
+"""Those that are used, written as Key, key, IsLatest, is_latest, …"""
+_BLOCK = 4 << 20
+"""Bytes of CSV that are parsed at a time."""
 
 
-def entries(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
-    """Lists the objects of an inventory that lie below archive.roots, as `sources.SCHEMA`.
+def read(manifest: str, roots: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """Reads an inventory: the objects that are below one of the roots, and not older versions or deleted ones.
 
-    Older versions, delete markers, folder markers and hidden keys are left out, as a listing leaves them out.
+    Its files are looked for beside the manifest alone (`../data/NAME`, as the store lays them out; `data/NAME` or
+    `NAME`, as copies have them), so that a manifest cannot lead to anything else.
+
+    Args:
+        manifest: URI of its `manifest.json`.
+        roots: archive.roots.
+
+    Returns:
+        Batches of `path` (below the root that holds it), `uri`, `size` (bytes) and `version` (the entity tag).
 
     Raises:
-        ValueError: archive.roots is empty, the inventory is missing or damaged, or a key leads out of its root.
+        ValueError: It is no inventory, is damaged, has no roots, or an entry is no plain path.
     """
-    if not config.roots:
+    if not roots:
         raise ValueError(
-            f"archive.roots is empty, and {uri} is an inventory: it lists whole buckets; name the prefixes that belong "
-            'to the archive, such as archive.roots = ["s3://bucket/films"]'
+            f"archive.roots is missing: {manifest} is an S3 Inventory, which lists a whole bucket; give the prefix of "
+            'the images, as in roots = ["s3://BUCKET/PREFIX"]'
         )
-    uri = _latest(uri)
+    bucket, kind, names, files = _parse(manifest)
+    allowed = Roots(roots, manifest)
+    if not any(f"{root}/".startswith(f"s3://{bucket}/") for root in allowed.uris):
+        raise ValueError(f"archive.roots: no root lies in the bucket that {manifest} lists (its sourceBucket)")
+    for file in files:
+        for batch in _batches(kind, names, _content(manifest, file), manifest):
+            yield from _objects(batch, bucket, kind == "CSV", allowed)
+
+
+def _parse(manifest: str) -> tuple[str, str, list[str], list[dict[str, Any]]]:
     try:
-        manifest = json.loads(storage.read_bytes(uri))
-        files = [(str(file["key"]), file.get("MD5checksum")) for file in manifest["files"]]
-        form, schema = str(manifest["fileFormat"]).upper(), str(manifest.get("fileSchema", ""))
-    except FileNotFoundError:
-        raise ValueError(f"archive.uri: {uri} does not exist") from None
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise ValueError(f"archive.uri: {uri} is not the manifest of an S3 inventory") from None
-    readers = {"CSV": lambda data: _csv(data, schema), "PARQUET": _parquet, "ORC": _orc}
-    if form not in readers:
-        raise ValueError(f"archive.uri: {uri} has fileFormat {form!r}; CSV, Parquet and ORC are read")
-    roots = Roots(config.roots, uri.rpartition("/")[0], uri)
-    for key, checksum in files:
-        data = _data(uri, key)
-        if checksum and hashlib.md5(data, usedforsecurity=False).hexdigest() != checksum:
-            raise ValueError(f"archive.uri: a data file of {uri} is damaged (MD5); wait for the next inventory")
+        content = json.loads(storage.read_bytes(manifest))
+        bucket, kind, files = str(content["sourceBucket"]), str(content["fileFormat"]), list(content["files"])
+        bucket = bucket.removeprefix("arn:aws:s3:::")
+        names = [_name(part) for part in str(content["fileSchema"]).split(",")]
+        well = all(isinstance(file["key"], str) and isinstance(file["MD5checksum"], str) for file in files)
+    except (KeyError, TypeError, ValueError):
+        well, bucket, kind, names, files = False, "", "", [], []
+    if not well or not bucket or "/" in bucket or kind not in {"CSV", "ORC", "Parquet"}:
+        raise ValueError(
+            f"archive.uri: {manifest} is no manifest of an S3 Inventory (sourceBucket, fileFormat CSV, ORC or Parquet, "
+            "fileSchema, files with key and MD5checksum)"
+        )
+    return bucket, kind, names, files
+
+
+def _name(text: str) -> str:
+    """IsLatest, is_latest → islatest; ETag, e_tag → etag."""
+    return re.sub(r"[\s_]", "", text).lower()
+
+
+def _content(manifest: str, file: dict[str, Any]) -> bytes:
+    """One of the inventory's files, whole, if it is as the manifest says."""
+    folder, name = manifest.rpartition("/")[0] or ".", str(file["key"]).rpartition("/")[2]
+    beside = [folder, storage.join(folder, "data")]
+    if above := folder.rpartition("/")[0]:
+        beside.insert(0, storage.join(above, "data"))
+    for place in beside if name not in {"", ".", ".."} else ():
         try:
-            for batch in readers[form](data):
-                yield _places(_named(batch), roots)
-        except (pa.ArrowException, OSError, LookupError, TypeError, UnicodeDecodeError):
-            raise ValueError(f"archive.uri: a data file of {uri} cannot be read as {form} of its fileSchema") from None
+            data = storage.read_bytes(storage.join(place, name))
+        except FileNotFoundError:
+            continue
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() == file["MD5checksum"].lower():
+            return data
+        raise ValueError(f"archive.uri: a file of {manifest} is damaged (its MD5 differs); deliver the inventory again")
+    raise ValueError(f"archive.uri: a file of {manifest} is missing; it belongs into ../data beside the manifest")
 
 
-def _latest(uri: str) -> str:
-    """Finds the latest of the dated folders that a `*` stands for."""
-    above, star, _ = uri.rpartition("/*/")
-    if not star:
-        return uri
-    found = [
-        match
-        for batch in storage.scan(above)
-        for match in batch["path"]
-        .filter(pc.match_substring_regex(batch["path"], r"^[^/]+/manifest\.json$"))
-        .to_pylist()
-    ]
-    if not found:
-        raise ValueError(f"archive.uri: no folder below {above} holds the manifest.json of an inventory")
-    return storage.join(above, max(found))
-
-
-def _data(uri: str, key: str) -> bytes:
-    """Reads a data file: of the manifest's bucket, or, of a copy elsewhere, from the folder `data` beside its own."""
+def _batches(kind: str, names: list[str], data: bytes, manifest: str) -> Iterator[pa.RecordBatch]:
+    """One file's rows, those columns that are used, with their names as `_name` makes them."""
+    source: Any = pa.BufferReader(data)
     try:
-        if uri.startswith("s3://"):
-            return storage.read_bytes(storage.join("s3://" + uri[5:].partition("/")[0], key))
-        beside = uri.rsplit("/", 2)[0]
-        return storage.read_bytes(storage.join(beside, "data", key.rpartition("/")[2]))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"archive.uri: a data file of {uri} is missing") from None
+        if kind == "CSV":
+            if data[:2] == b"\x1f\x8b":
+                source = pa.CompressedInputStream(source, "gzip")
+            used = [name for name in names if name in _COLUMNS]
+            reader = csv.open_csv(
+                source,
+                read_options=csv.ReadOptions(column_names=names, block_size=_BLOCK),
+                convert_options=csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()), include_columns=used, strings_can_be_null=False
+                ),
+            )
+            yield from reader
+        elif kind == "Parquet":
+            with pq.ParquetFile(source) as file:
+                used = [name for name in file.schema_arrow.names if _name(name) in _COLUMNS]
+                for batch in file.iter_batches(columns=used):
+                    yield batch.rename_columns([_name(name) for name in batch.schema.names])
+        else:
+            stripes = orc.ORCFile(source)
+            used = [name for name in stripes.schema.names if _name(name) in _COLUMNS]
+            for number in range(stripes.nstripes):
+                batch = stripes.read_stripe(number, used)
+                yield batch.rename_columns([_name(name) for name in batch.schema.names])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+        raise ValueError(
+            f"archive.uri: a file of {manifest} is not readable as its fileFormat and fileSchema"
+        ) from None
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", "")
-
-
-def _csv(data: bytes, schema: str) -> Iterator[pa.RecordBatch]:
-    """Reads gzipped CSV without a header; its keys are URL-encoded."""
-    names = [_plain(name) for name in schema.split(",")]
-    wanted = [name for name in _WANTED if name in names]
-    reader = csv.open_csv(
-        pa.CompressedInputStream(pa.BufferReader(data), "gzip") if data[:2] == b"\x1f\x8b" else pa.BufferReader(data),
-        read_options=csv.ReadOptions(column_names=names, block_size=8 << 20),
-        convert_options=csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
-    )
-    for batch in reader:
-        keys = pa.array([unquote_plus(key, errors="strict") for key in batch["key"].to_pylist()], pa.string())
-        yield batch.set_column(batch.schema.get_field_index("key"), "key", keys)
-
-
-def _parquet(data: bytes) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        yield from file.iter_batches(1 << 16, columns=_columns(file.schema_arrow.names))
-
-
-def _orc(data: bytes) -> Iterator[pa.RecordBatch]:
-    file = orc.ORCFile(pa.BufferReader(data))
-    for stripe in range(file.nstripes):
-        yield from pa.Table.from_batches([file.read_stripe(stripe, _columns(file.schema.names))]).to_batches(1 << 16)
-
-
-def _columns(names: Sequence[str]) -> list[str]:
-    return [name for name in names if _plain(name) in _WANTED]
-
-
-def _named(batch: pa.RecordBatch) -> dict[str, Any]:
-    return {_plain(name): batch[name] for name in batch.schema.names}
-
-
-def _places(columns: dict[str, Any], roots: Roots) -> pa.RecordBatch:
-    """Turns an inventory's rows into places below the archive's roots."""
-    keys = columns["key"].cast(pa.string())
-    uris = pc.binary_join_element_wise("s3:/", columns["bucket"].cast(pa.string()), keys, "/")
-    wanted = pc.and_(pc.invert(pc.ends_with(keys, "/")), roots.hold(uris))
-    for name, value in (("islatest", "true"), ("isdeletemarker", "false")):
-        if name in columns:
-            stated = pc.utf8_lower(columns[name].cast(pa.string()))
-            wanted = pc.and_(wanted, pc.fill_null(pc.equal(stated, value), True))
-    uris = uris.filter(wanted)
-    nothing = pa.nulls(len(keys), pa.string())
-    sizes = columns.get("size", nothing).filter(wanted).cast(pa.int64())
-    versions = columns.get("etag", columns.get("lastmodifieddate", nothing)).filter(wanted).cast(pa.string())
-    paths = pa.array([roots.locate(uri).path for uri in uris.to_pylist()], pa.string())
-    rows = pa.record_batch([paths, uris, sizes, pc.ascii_trim(versions, '"')], names=["path", "uri", "size", "version"])
-    return rows.filter(pc.invert(pc.match_substring_regex(paths, r"(^|/)[._]")))
+def _objects(batch: pa.RecordBatch, bucket: str, encoded: bool, allowed: Roots) -> Iterator[pa.RecordBatch]:
+    rows = {name: batch.column(name) for name in batch.schema.names}
+    if not {"key", "size"} <= rows.keys():
+        raise ValueError(
+            f"archive.uri: {allowed.manifest} lacks Key or Size; configure the inventory with Size and ETag"
+        )
+    if "bucket" in rows and not pc.all(pc.equal(rows["bucket"].cast(pa.string()), bucket)).as_py():
+        raise ValueError(f"archive.uri: an entry of {allowed.manifest} is of another bucket than its sourceBucket")
+    keep = pc.invert(pc.ends_with(rows["key"], "/"))  # folder markers
+    for name, wanted in (("islatest", "true"), ("isdeletemarker", "false")):
+        if name in rows:
+            flag = pc.utf8_lower(rows[name].cast(pa.string()))
+            keep = pc.and_(keep, pc.equal(pc.fill_null(pc.if_else(pc.equal(flag, ""), wanted, flag), wanted), wanted))
+    batch = batch.filter(keep)
+    keys = batch.column("key").cast(pa.string())
+    if encoded and pc.any(pc.match_substring_regex(keys, "[%+]")).as_py():
+        try:
+            keys = pa.array((unquote_plus(key, errors="strict") for key in keys.to_pylist()), pa.string())
+        except UnicodeDecodeError:
+            raise ValueError(f"archive.uri: a key of {allowed.manifest} is not UTF-8") from None
+    uris = pc.binary_join_element_wise(f"s3://{bucket}", keys, "/")
+    try:
+        sizes = pc.cast(batch.column("size"), pa.int64())
+    except pa.ArrowInvalid:
+        raise ValueError(f"archive.uri: a Size of {allowed.manifest} is no number") from None
+    tags = batch.column("etag").cast(pa.string()) if "etag" in batch.schema.names else pa.nulls(len(batch), pa.string())
+    tags = pc.utf8_trim(tags, '"')
+    columns = {"path": allowed.below(uris), "uri": uris, "size": sizes, "version": tags}
+    found = pa.record_batch(columns)
+    # As in a listing, hidden files (a part beginning with . or _) are left out.
+    found = found.filter(pc.fill_null(pc.invert(pc.match_substring_regex(found["path"], r"(^|/)[._]")), False))
+    if len(found):
+        yield found

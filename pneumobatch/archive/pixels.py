@@ -92,9 +92,12 @@ def decode(data: bytes, name: str, size: int, *, max_pixels: int, gate: Gate, ag
         raise
     except MemoryError:
         raise DecodeError(Reason.TOO_LARGE) from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
     # The one broad except: decoders answer hostile bytes with nearly every exception there is (SyntaxError, KeyError,
-    # struct.error, RecursionError …), and one bad file must end as one row. `from None`, as their texts quote the file.
-    except Exception:
+    # struct.error, RecursionError …, and panics of Rust, which are no Exception), and one bad file must end as one row.
+    # `from None`, as their texts quote the file.
+    except BaseException:
         raise DecodeError(Reason.CORRUPT) from None
     if orientation >= 5:  # lying on its side
         width, height = height, width

@@ -1,93 +1,99 @@
-"""What a manifest may point at: the places below the archive's roots, and nothing else.
-
-A manifest is data from elsewhere; it must not decide what a job may read.
-"""
+"""What a manifest may point at: nothing outside the archive's roots, however it is written."""
 
 import os
-import re
 from collections.abc import Sequence
-from functools import lru_cache, reduce
-from typing import NamedTuple
-from urllib.parse import unquote
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pneumobatch import storage
 
-
-class Place(NamedTuple):
-    """A manifest's entry: its path below the root that holds it, and where `fetch` finds it."""
-
-    path: str
-    uri: str
+_CLIMBS = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){1,2}([/\\]|%(25)*(2f|5c)|$)"
+"""A part . or .., plain or encoded any number of times: what follows may be resolved by a store, a proxy or a disk."""
+_UNSAFE = rf"[\x00-\x1f]|{_CLIMBS}"
 
 
 class Roots:
-    """The roots of an archive, against which the entries of a manifest are held.
+    """The folders or prefixes that a manifest may point into.
 
     Args:
-        roots: archive.roots; empty: the manifest's own folder.
-        folder: Where relative entries begin.
-        manifest: What an error calls the manifest.
+        uris: Paths or URIs; the first that holds an entry names it.
+        manifest: The manifest, for messages.
     """
 
-    def __init__(self, roots: Sequence[str], folder: str, manifest: str) -> None:
-        self.folder, self.manifest = folder, manifest
-        # Of nested roots the innermost holds an entry, whatever the order they are named in.
-        self.roots = sorted({_below(_plain(root)) for root in roots or (folder,)}, key=len, reverse=True)
-        self._real = lru_cache(maxsize=4096)(lambda path: _below(os.path.realpath(path)))
+    def __init__(self, uris: Sequence[str], manifest: str) -> None:
+        self.uris = [_plain(uri) for uri in uris]
+        self.manifest = manifest
 
-    def hold(self, uris: pa.Array) -> pa.Array:
-        """Which URIs begin with a root."""
-        return reduce(pc.or_, (pc.starts_with(uris, root) for root in self.roots))
+    def below(self, uris: pa.Array) -> pa.Array:
+        """Returns each entry's path below the root that holds it, or NULL where none does.
 
-    def locate(self, value: str) -> Place:
-        """Finds the place of an entry: an absolute path or URI, or a path below the manifest's folder.
+        Args:
+            uris: Absolute paths or URIs.
 
         Raises:
-            ValueError: It leads outside the roots, or is written so that a store could take it to. The text does not
-                quote it: a path may hold a name.
+            ValueError: An entry climbs (..), is empty or NULL, or is a link that leads out of its root.
         """
-        uri = _plain(value if "://" in value or value.startswith("/") else storage.join(self.folder, value))
-        root = next((root for root in self.roots if uri.startswith(root)), None)
-        path = "" if root is None else uri[len(root) :]
-        if root is None or not _straight(path, root) or ("://" not in root and not self._within(uri, root)):
+        if uris.null_count or pc.any(pc.match_substring_regex(uris, _UNSAFE)).as_py():
+            raise ValueError(
+                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, or has "
+                "a part . or .. or a control character); write plain paths"
+            )
+        paths = pa.nulls(len(uris), pa.string())
+        for root in self.uris:
+            inside = pc.starts_with(uris, f"{root}/")
+            if "://" not in root:
+                self._follow(uris.filter(inside), root)
+            elif not root.startswith("s3://"):  # fsspec takes what follows a :: for another address
+                inside = pc.and_(inside, pc.invert(pc.match_substring(uris, "::")))
+            below = pc.utf8_slice_codeunits(uris, len(root) + 1)
+            paths = pc.coalesce(paths, pc.if_else(inside, below, None))
+        return pc.if_else(pc.equal(paths, ""), None, paths)
+
+    def required(self, uris: pa.Array) -> pa.Array:
+        """`below`, where no entry may lie outside.
+
+        Raises:
+            ValueError: One does; a manifest must not decide what a job may read.
+        """
+        paths = self.below(uris)
+        if paths.null_count:
             raise ValueError(
                 f"archive.uri: an entry of {self.manifest} lies outside the archive's folder; name its root in "
                 "archive.roots"
             )
-        return Place(path, uri)
+        return paths
 
-    def _within(self, path: str, root: str) -> bool:
-        """Whether a local path is below the root once links are followed; links within the root are welcome."""
-        folder = os.path.dirname(path)  # noqa: PTH120 - a million entries: no Path for each
-        real = os.path.realpath(path) if os.path.islink(path) else self._real(folder)  # noqa: PTH114
-        return real.startswith(self._real(root))
+    def _follow(self, paths: pa.Array, root: str) -> None:
+        """Local links, too, must stay inside."""
+        real = os.path.join(os.path.realpath(root or "/"), "")  # noqa: PTH118
+        folder_of = lru_cache(1 << 14)(os.path.realpath)
+        for path in paths.to_pylist():
+            folder, _, name = path.rpartition("/")
+            target = os.path.join(folder_of(folder or "/"), name)  # noqa: PTH118
+            if os.path.islink(target):  # noqa: PTH114 - a million entries: no Path for each
+                target = os.path.realpath(target)
+            if not target.startswith(real):
+                raise ValueError(
+                    f"archive.uri: an entry of {self.manifest} is a link to outside the archive's folder; name its "
+                    "target's root in archive.roots"
+                )
 
 
-def _below(folder: str) -> str:
-    return folder if folder.endswith("/") else folder + "/"
+def absolute(values: pa.Array, folder: str) -> pa.Array:
+    """Entries as a manifest states them → absolute paths or URIs; relative ones lie below `folder`."""
+    values = pc.replace_substring_regex(values, "^file://", "")
+    relative = pc.invert(pc.match_substring_regex(values, "^/|://"))
+    return pc.if_else(relative, pc.binary_join_element_wise(_plain(folder), values, "/"), values)
 
 
 def _plain(uri: str) -> str:
-    """A path or URI with one way of writing it: file:// away, and locally no empty parts and no `.`."""
+    """A root without a trailing slash; a local one absolute, and without `file://`."""
     uri = uri.removeprefix("file://")
-    if "://" in uri:
-        return uri
-    return re.sub(r"/(\./|/)+", "/", uri).rstrip("/") or "/"
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri).rstrip("/")  # noqa: PTH100 - .. goes, links stay
 
 
-_TURN = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\]|$)")
-
-
-def _straight(path: str, root: str) -> bool:
-    """Whether a path goes downward only, however a store decodes it, and names one thing alone."""
-    if not path or "\0" in path or ".parquet#" in path:
-        return False  # nothing, or a row of a Parquet archive, which may be a link
-    if "::" in path and "://" in root and not root.startswith("s3://"):
-        return False  # fsspec takes it for a chain of filesystems
-    while not _TURN.search(path):
-        if "%" not in path or path == (path := unquote(path)):
-            return True
-    return False
+def place(uri: str) -> str:
+    """A path or URI as entries are compared: absolute and plain."""
+    return _plain(storage.join(uri))

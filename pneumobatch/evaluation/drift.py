@@ -4,7 +4,6 @@ In: rows of a run (`COLUMNS`), and the bundle's reference (`tables.reference_sch
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from scipy import stats
 
 from pneumobatch import storage, tables
 from pneumobatch.config import Evaluation
+from pneumobatch.evaluation.published import Bundle
 from pneumobatch.evaluation.summary import encoded, with_age_bands
 
 COLUMNS = tuple(tables.reference_schema().names)
@@ -45,19 +45,17 @@ class Reference(NamedTuple):
     missing: str | None = None
 
 
-def read_reference(record: Mapping[str, Any]) -> Reference:
-    """Reads the reference from the bundle that a run was made with, if it still lies where the run found it."""
-    bundle = record.get("bundle") or record.get("config", {}).get("screening", {}).get("bundle")
+def read_reference(bundle: Bundle) -> Reference:
+    """Reads the reference of a run's bundle."""
+    if bundle.missing:
+        return Reference(None, bundle.missing)
+    if not bundle.content.get("reference_sha256"):
+        return Reference(None, "the bundle has no reference; train again to have one")
     try:
-        content = json.loads(storage.read_bytes(storage.join(str(bundle), "bundle.json")))
-        if content.get("model_id") != record["model_id"]:
-            return Reference(None, "another model's bundle lies where the run found its own")
-        if not content.get("reference_sha256"):
-            return Reference(None, "the bundle has no reference; train again to have one")
-        data = storage.read_bytes(storage.join(str(bundle), "reference.parquet"))
-    except (FileNotFoundError, NotADirectoryError):
-        return Reference(None, "the bundle no longer lies where the run found it")
-    if hashlib.sha256(data).hexdigest() != content["reference_sha256"]:
+        data = storage.read_bytes(storage.join(bundle.uri, "reference.parquet"))
+    except FileNotFoundError:
+        return Reference(None, "reference.parquet of the bundle is missing")
+    if hashlib.sha256(data).hexdigest() != bundle.content["reference_sha256"]:
         return Reference(None, "reference.parquet is not the file that bundle.json was written for")
     return Reference(tables.upgraded(pq.read_table(pa.BufferReader(data)), tables.reference_schema()))
 

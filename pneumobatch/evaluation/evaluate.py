@@ -1,6 +1,6 @@
 """The verb `evaluate` on one screen: published runs → labels → summary, drift, work lists → report."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,7 +9,7 @@ from pneumobatch import storage
 from pneumobatch.config import Job
 from pneumobatch.evaluation import drift, worklists
 from pneumobatch.evaluation.labels import with_known_labels
-from pneumobatch.evaluation.published import Record, keep, load, own_films
+from pneumobatch.evaluation.published import Bundle, Record, find_bundle, keep, load, own_films
 from pneumobatch.evaluation.report import Findings, write_report
 from pneumobatch.evaluation.summary import statuses, summarise
 
@@ -61,7 +61,8 @@ def evaluate(job: Job) -> Result:
     predictions = with_known_labels(predictions, job)
     summary = summarise(predictions, job.evaluation, record)
     own = predictions.filter(pc.equal(predictions["run_id"], record["run_id"]))
-    reference = drift.read_reference(record)
+    bundle = find_bundle(record)
+    reference = drift.read_reference(bundle)
     rows = own_films(job, record, drift.COLUMNS)
     measured = None if reference.films is None else drift.measure(reference.films, rows, job.evaluation, record)
     review, disagreeing = worklists.review(own), worklists.discrepancies(predictions)
@@ -79,7 +80,7 @@ def evaluate(job: Job) -> Result:
     review_uri = storage.join(job.output.uri, "review", model, _date(record), f"{record['run_id']}.parquet")
     storage.write_table(review_uri, review)
     findings = Findings(
-        predictions, summary, runs, rows["probability"], reference, measured, review, disagreeing, _history(record)
+        predictions, summary, runs, rows["probability"], reference, measured, review, disagreeing, _history(bundle)
     )
     report_uri = write_report(job.output.uri, record, findings, job.evaluation)
     return Result(
@@ -95,8 +96,7 @@ def _date(record: Record) -> str:
     return paths[0] if paths else f"run_date={str(record.get('started_at'))[:10]}"
 
 
-def _history(record: dict[str, Any]) -> pa.Table | None:
-    """Reads the training history of the run's bundle, where the bundle still lies where the run found it."""
-    bundle = record.get("bundle") or record.get("config", {}).get("screening", {}).get("bundle")
-    uri = storage.join(bundle, "history.parquet") if isinstance(bundle, str) else None
-    return storage.read_table(uri) if uri and storage.is_file(uri) else None
+def _history(bundle: Bundle) -> pa.Table | None:
+    """Reads how the run's model was trained."""
+    uri = storage.join(bundle.uri, "history.parquet")
+    return storage.read_table(uri) if not bundle.missing and storage.is_file(uri) else None

@@ -116,7 +116,7 @@ def _parsed(cells: pa.ChunkedArray, uri: str) -> pa.ChunkedArray:
 
 def _check_key(predictions: pa.Table, table: pa.Table, kinds: list[str], uri: str) -> None:
     """Refuses a join that could only be made on identifiers when there is no secret to hash them with."""
-    if has_key():
+    if has_key() or not len(table):
         return
     named_by_id = kinds[0] not in tables.KEYED and pc.all(pc.match_substring_regex(table[kinds[0]], IMAGE_ID)).as_py()
     if kinds[0] in tables.KEYED or (predictions["uri"].null_count and not named_by_id):

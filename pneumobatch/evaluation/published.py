@@ -137,6 +137,29 @@ def _json(uri: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+class Bundle(NamedTuple):
+    """The bundle that a run was made with, or why it cannot be read."""
+
+    uri: str
+    content: dict[str, Any]
+    """bundle.json; empty where `missing`."""
+    missing: str | None = None
+
+
+def find_bundle(record: Record) -> Bundle:
+    """Finds a run's bundle, if it still lies where the run found it and is still that model's."""
+    uri = record.get("bundle") or record.get("config", {}).get("screening", {}).get("bundle")
+    if not isinstance(uri, str):
+        return Bundle("", {}, "the run's record names no bundle")
+    try:
+        content = json.loads(storage.read_bytes(storage.join(uri, "bundle.json")))
+    except (FileNotFoundError, NotADirectoryError):
+        return Bundle(uri, {}, "the bundle no longer lies where the run found it")
+    if content.get("model_id") != record["model_id"]:
+        return Bundle(uri, {}, "another model's bundle lies where the run found its own")
+    return Bundle(uri, content)
+
+
 def keep(uri: str, table: pa.Table, moment: str | None = None) -> tuple[str, bool]:
     """Writes a Parquet file that is never overwritten, and returns where it lies and whether it is new.
 

@@ -21,7 +21,10 @@ def discrepancies(films: pa.Table) -> pa.Table:
     wrong = films.filter(
         (pc.field("status") == tables.Status.SCORED) & (pc.field("predicted_label") != pc.field("label"))
     )
-    wrong = wrong.append_column("gap", pc.abs(pc.subtract(wrong["probability"], wrong["threshold"])))
+    probability, threshold = wrong["probability"].to_numpy(), wrong["threshold"].to_numpy()
+    side = np.where(probability < threshold, threshold, 1 - threshold)
+    gap = np.abs(probability - threshold) / np.maximum(side, np.finfo(float).tiny)
+    wrong = wrong.append_column("gap", pa.array(gap))
     return _ranked(wrong, "gap", tables.discrepancy_schema())
 
 

@@ -72,7 +72,7 @@ def _arrow_s3(endpoint: str | None, region: str, certificates: str | None) -> fs
 
 def join(uri: str, *parts: str) -> str:
     """Joins a path or URI and parts below it with single slashes."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
+    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
 
 
 def is_file(uri: str) -> bool:
@@ -88,14 +88,14 @@ def is_folder(uri: str) -> bool:
 
 
 def stat(uri: str) -> File:
-    """Returns the size and the version of one file, as `scan` would; its path is its name.
+    """Returns a file's name, size and version, the same as a listing of its folder.
 
     Raises:
         FileNotFoundError: It is not there.
     """
     place, path = _place(uri)
     size, version = place.stat(path)
-    return File(uri.rpartition("/")[2], size, version)
+    return File(path.rpartition("/")[2], size, version)
 
 
 def scan(uri: str) -> Iterator[pa.RecordBatch]:

@@ -77,7 +77,7 @@ def kind(path: str) -> Literal["file", "folder"] | None:
 
 def stat(path: str) -> tuple[int, str]:
     """Size and version of a file."""
-    found = os.stat(path)  # noqa: PTH116 - asked for each entry of a manifest
+    found = Path(path).stat()
     return found.st_size, str(found.st_mtime_ns)
 
 

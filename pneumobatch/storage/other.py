@@ -1,6 +1,6 @@
 """Any other fsspec URL (memory://, gs://, abfs:// …), by fsspec and the package that it needs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -76,15 +76,15 @@ def kind(uri: str) -> Literal["file", "folder"] | None:
     return _asked(lambda: "file" if where.isfile(path) else "folder" if where.isdir(path) else None)
 
 
-def _version(info: dict[str, Any]) -> str:
-    return str(next((info[name] for name in _VERSIONS if info.get(name)), ""))
-
-
 def stat(uri: str) -> tuple[int, str]:
     """Size and version of a file."""
     where, path = resolve(uri)
     info = _asked(lambda: where.info(path))
-    return info["size"] or 0, _version(info)
+    return int(info["size"] or 0), _version(info)
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    return str(next((info[name] for name in _VERSIONS if info.get(name)), ""))
 
 
 def scan(uri: str) -> Iterator[pa.RecordBatch]:
@@ -95,8 +95,8 @@ def scan(uri: str) -> Iterator[pa.RecordBatch]:
     ]
     for start in range(0, len(found), BATCH):
         part = found[start : start + BATCH]
-        names, infos = zip(*part, strict=True)
-        yield listing.batch(names, [info["size"] or 0 for info in infos], [_version(info) for info in infos])
+        versions = [_version(info) for _, info in part]
+        yield listing.batch([name for name, _ in part], [info["size"] or 0 for _, info in part], versions)
 
 
 def delete(uri: str) -> None:

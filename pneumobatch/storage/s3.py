@@ -40,10 +40,7 @@ def get(path: str, limit: int | None) -> bytes:
     import obstore
 
     bucket, key = _split(path)
-    parts = key.split("/")
-    if "." in parts or ".." in parts:
-        raise OSError("an object whose key has a part . or .. cannot be asked for: clients would take it for a way")
-    if "" in parts:
+    if any(part in {"", ".", ".."} for part in key.split("/")):
         return _get_by_boto3(bucket, key, limit)  # obstore cannot name it
     store = cached(bucket_store, bucket, STALL, 0)
 
@@ -109,21 +106,13 @@ def create(path: str, data: bytes) -> bool:
     return get(path, None) == data
 
 
-def stat(path: str) -> tuple[int, str]:
-    """Size and version of an object."""
-    bucket, key = _split(path)
-    client = cached(key_client)
-    found = asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
-    return found["ContentLength"], found.get("ETag", "").strip('"')
-
-
 def kind(path: str) -> Literal["file", "folder"] | None:
     """What a path leads to."""
     bucket, key = _split(path)
     client = cached(key_client)
     try:
         if key:
-            stat(path)
+            asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
             return "file"
     except FileNotFoundError:
         pass
@@ -132,6 +121,14 @@ def kind(path: str) -> Literal["file", "folder"] | None:
     except FileNotFoundError:
         return None
     return "folder" if found.get("KeyCount") or not key else None
+
+
+def stat(path: str) -> tuple[int, str]:
+    """Size and version of an object."""
+    bucket, key = _split(path)
+    client = cached(key_client)
+    found = asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
+    return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
 
 
 def _prefix(key: str) -> str:

@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import gdcm
 import numpy as np
 import pydicom
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from radiograph import grey, make, reread, save
+from radiograph import encoded, grey, make, reread, save
 
 from pneumobatch.archive.errors import DecodeError
 
@@ -31,12 +30,6 @@ TWELVE_BITS = base64.b64decode(
     "tNxoBhfGrbxrQQALbTcaAYXxq28a0LwALbTcaAYXxq28a0EAC203GgGF8atvGtD/2Q=="
 )
 WHOLE = {"WindowCenter": 2048, "WindowWidth": 4096}
-BY_GDCM = {
-    uid.JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
-    uid.JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
-    uid.JPEGExtended12Bit: gdcm.TransferSyntax.JPEGExtendedProcess2_4,
-    uid.JPEGBaseline8Bit: gdcm.TransferSyntax.JPEGBaselineProcess1,
-}
 
 
 def radiograph(bits: int, *, signed: bool) -> Dataset:
@@ -46,27 +39,6 @@ def radiograph(bits: int, *, signed: bool) -> Dataset:
     low = -(1 << (bits - 1)) if signed else 0
     window = {"WindowCenter": low + (1 << bits) / 2, "WindowWidth": 1 << bits}
     return make((stored + low).astype("i2" if signed else "u2"), bits, **window)
-
-
-def encoded(dataset: Dataset, syntax: str, folder: Path, **how: Any) -> bytes:
-    """The object in another transfer syntax, by GDCM or by pydicom's encoders."""
-    if syntax not in BY_GDCM:
-        dataset.compress(syntax, generate_instance_uid=False, **how)
-        return save(dataset, enforce_file_format=True)
-    (folder / "plain.dcm").write_bytes(save(dataset, enforce_file_format=True))
-    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-    reader.SetFileName(str(folder / "plain.dcm"))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(BY_GDCM[uid.UID(syntax)]))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    writer.SetFileName(str(folder / "encoded.dcm"))
-    assert writer.Write()
-    data = (folder / "encoded.dcm").read_bytes()
-    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == syntax
-    return data
 
 
 def wrapped(codestream: bytes, syntax: str, stored: np.ndarray = RAMP, bits: int = 12, **values: Any) -> bytes:
@@ -163,7 +135,9 @@ def test_planes_and_palettes() -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGExtended12Bit])
-@pytest.mark.parametrize("change", [{"Rows": 48}, {"Columns": 40}, {"Rows": 2000, "Columns": 2000}])
+@pytest.mark.parametrize(
+    "change", [{"Rows": 48}, {"Columns": 40}, {"Rows": 2000, "Columns": 2000}, {"SamplesPerPixel": 3}]
+)
 def test_a_codestream_of_another_size_is_not_decoded(syntax: str, change: dict[str, int], tmp_path: Path) -> None:
     dataset = pydicom.dcmread(io.BytesIO(encoded(radiograph(12, signed=False), syntax, tmp_path)))
     dataset.update(change)
@@ -179,6 +153,7 @@ def test_no_size_or_no_end_is_no_film() -> None:
         (b"\xff\xd8\xff\xff\xff\xc0\0\x0b\x0c\xff\xd9", "truncated"),
         (b"\xff\x4f\xff\x51\0\0\xff\xd9", "truncated"),
         (TWELVE_BITS[:-2], "truncated"),
+        (TWELVE_BITS.replace(b"\xff\xc1\0\x0b\x0c", b"\xff\xc1\0\x0b\0"), "corrupt"),
     ):
         with pytest.raises(DecodeError) as raised:
             grey(wrapped(codestream, uid.JPEGExtended12Bit))

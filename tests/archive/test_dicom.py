@@ -22,8 +22,8 @@ from radiograph import all_values, grey, make, save, stated
 
 from pneumobatch.archive import dicom
 from pneumobatch.archive.errors import DecodeError, DomainError
-from pneumobatch.archive.labels import SITE_KEY, keyed_hash
 from pneumobatch.config import Gate
+from pneumobatch.identity import SITE_KEY, keyed_hash
 from pneumobatch.tables import DICOM_ALLOWED, KEYED
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"

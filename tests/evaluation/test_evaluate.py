@@ -168,7 +168,7 @@ def test_large_counts_fit_80_columns(site):
     ("harm", "reason"),
     [
         (lambda folder: (folder / "bundle.json").unlink(), "no longer lies where the run found it"),
-        (lambda folder: (folder / "reference.parquet").unlink(), "no longer lies where the run found it"),
+        (lambda folder: (folder / "reference.parquet").unlink(), "reference.parquet of the bundle is missing"),
         (lambda folder: (folder / "reference.parquet").write_bytes(b"x"), "not the file that bundle.json was written"),
         (lambda folder: (folder / "bundle.json").write_text('{"model_id": "other"}'), "another model's bundle lies"),
         (

@@ -90,6 +90,12 @@ def test_joins_by_identifiers_are_refused_without_the_key(tmp_path, without_path
         join_labels(without_paths, write(tmp_path, f"{column},label\nDoe,1\n"), config.Archive())
 
 
+@pytest.mark.parametrize("text", ["accession,label\n", "path,label\n", "image_id,label,patient\n"])
+def test_a_table_without_rows_knows_no_label(tmp_path, without_paths, text):
+    joined = join_labels(without_paths, write(tmp_path, text), config.Archive())
+    assert joined["label"].null_count == len(joined)
+
+
 def test_image_ids_join_without_the_key(tmp_path, without_paths):
     text = f"image_id,accession,label\n{1:032x},Doe,1\n"
     joined = join_labels(without_paths, write(tmp_path, text), config.Archive())

@@ -1,5 +1,6 @@
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 
 from pneumobatch import tables
 from pneumobatch.evaluation.worklists import discrepancies, review
@@ -24,8 +25,16 @@ def test_the_discrepancy_list_ranks_by_how_far_the_model_is_wrong(predictions):
         if row["status"] == "scored" and row["label"] is not None and row["label"] != row["predicted_label"]
     ]
     assert {row["image_id"] for row in found} == {row["image_id"] for row in wanted} and found
-    gaps = [abs(row["probability"] - row["threshold"]) for row in found]
-    assert gaps == [row["gap"] for row in found] == sorted(gaps, reverse=True)
+    gaps = [(p - 0.42) / 0.58 if p >= 0.42 else (0.42 - p) / 0.42 for p in (row["probability"] for row in found)]
+    assert [row["gap"] for row in found] == pytest.approx(gaps)
+    assert gaps == sorted(gaps, reverse=True) and 0 <= min(gaps) < max(gaps) <= 1
+    assert {row["label"] for row in found[:20]} == {0, 1}  # neither kind of error hides the other
+
+
+def test_a_threshold_at_the_edge_has_gaps_of_nothing(predictions):
+    index = predictions.column_names.index("threshold")
+    films = predictions.set_column(index, "threshold", pa.array([1.0] * len(predictions)))
+    assert 0 <= pc.min(discrepancies(films)["gap"]).as_py()
 
 
 def test_equal_scores_rank_the_same_in_any_order(make_predictions):
