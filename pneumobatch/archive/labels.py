@@ -75,11 +75,10 @@ class LabelTable:
 
     def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
         """Returns what the table knows of each image, and `found`: whether it is in it at all."""
-        name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
-        stem = pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")
         rows = pc.index_in(paths, self._keys)
-        for key in (ids, name, stem):
-            if rows.null_count:
+        if rows.null_count:
+            name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
+            for key in (ids, name, pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")):
                 rows = pc.coalesce(rows, pc.index_in(key, self._keys))
         known = self._columns.take(rows)
         return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}
