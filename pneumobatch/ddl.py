@@ -20,9 +20,11 @@ SUBGROUPS = Archive().subgroups
 """Columns that label tables bring by default; a site with others names them."""
 
 _PARTITIONS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
-    "catalog": (),
     "predictions": (("model_id", pa.string()), ("run_date", pa.date32())),
     "summaries": (("model_id", pa.string()),),
+    "drift": (("model_id", pa.string()),),
+    "review": (("model_id", pa.string()), ("run_date", pa.date32())),
+    "discrepancies": (("model_id", pa.string()),),
 }
 """Each table's folder under the output, and the keys in the names of its folders."""
 
@@ -44,9 +46,11 @@ _TYPES: dict[pa.DataType, tuple[str, str]] = {
 def schemas(subgroups: tuple[str, ...] = SUBGROUPS) -> dict[str, pa.Schema]:
     """Returns the Arrow schema of every table, by its folder's name."""
     return {
-        "catalog": tables.catalog_schema(subgroups),
         "predictions": tables.prediction_schema(subgroups),
         "summaries": tables.summary_schema(),
+        "drift": tables.drift_schema(),
+        "review": tables.review_schema(),
+        "discrepancies": tables.discrepancy_schema(),
     }
 
 
@@ -64,28 +68,26 @@ def create(dialect: Dialect, table: str, schema: pa.Schema, uri: str) -> str:
 
     Args:
         dialect: `athena` (Hive's DDL; Spark and Hive take it as well) or `trino` (Hive connector).
-        table: `catalog`, `predictions` or `summaries`: folder under `uri`, and the table's name.
+        table: A name of `schemas`: the folder under `uri`, and the table's name.
         schema: Its Arrow schema.
         uri: The job's output.uri, such as s3://bucket/prefix.
     """
     inside, keys = columns(table, schema)
     place = storage.join(uri, table) + "/"
     if dialect == "athena":
-        partitioned = f"PARTITIONED BY (\n{_listed(dialect, keys)}\n)\n" if keys else ""
         statement = (
             f"CREATE EXTERNAL TABLE IF NOT EXISTS `{DATABASE}`.`{table}` (\n{_listed(dialect, inside)}\n)\n"
-            f"{partitioned}STORED AS PARQUET\nLOCATION '{place}';"
+            f"PARTITIONED BY (\n{_listed(dialect, keys)}\n)\nSTORED AS PARQUET\nLOCATION '{place}';"
         )
         refresh = f"MSCK REPAIR TABLE `{DATABASE}`.`{table}`;"
     else:
         names = ", ".join(f"'{name}'" for name in keys)
-        partitioned = f", partitioned_by = ARRAY[{names}]" if keys else ""
         statement = (
             f'CREATE TABLE IF NOT EXISTS "{DATABASE}"."{table}" (\n{_listed(dialect, inside | keys)}\n)\n'
-            f"WITH (format = 'PARQUET', external_location = '{place}'{partitioned});"
+            f"WITH (format = 'PARQUET', external_location = '{place}', partitioned_by = ARRAY[{names}]);"
         )
         refresh = f"CALL system.sync_partition_metadata('{DATABASE}', '{table}', 'ADD');"
-    return f"{statement}\n-- after each night: the folders that are new\n{refresh}" if keys else statement
+    return f"{statement}\n-- after each night: the folders that are new\n{refresh}"
 
 
 def _listed(dialect: Dialect, fields: dict[str, pa.DataType]) -> str:

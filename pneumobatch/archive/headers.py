@@ -4,6 +4,7 @@ Only the segments that make pixels are handed on to the decoder. Comments, EXIF,
 animation frames stay behind: they cost time, may name a patient, and make the decoder warn.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SCANS = 500
 """Scans after the first; encoders make a dozen. Each costs as much as the whole picture, and may be ten bytes long."""
+_FILL = re.compile(b"\xff+(?=\xff)")  # before a marker
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
@@ -112,8 +114,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if at + 4 > len(data):
             raise DecodeError(Reason.TRUNCATED)
         marker, length = data[at + 1], 2 + int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xFF:  # a fill byte
-            length = 1
+        if fill := _FILL.match(data, at):  # of any length, and in one step: it may be all of a large file
+            length = len(fill[0])
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stands alone
             length = 2
         elif marker == 0xD9 or length < 4:

@@ -103,11 +103,11 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
         raise _damaged(uri) from None
     if column is None:
         raise _no_column(config, uri, names)
-    if not 0 <= count <= file.size:  # a row of no byte at all is no image
-        raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} rows, and is not as many bytes long")
     if column == config.bytes_column:
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
             raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
+        if not 0 <= count <= file.size:  # of no byte at all is no image
+            raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} images, and is not as many bytes long")
         yield from _rows(count, uri, column, file)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         stated = [name for name in _STATED if name in names]

@@ -4,6 +4,7 @@
     measurements.py   what can be measured alone: files, compiling, decoding, network
     loops.py          whole loops from files to probabilities without this pipeline: plain, hand-tuned
     pipeline.py       this pipeline
+    sizes.py          what a night costs besides its films
     report.py         numbers → table and sentences
 
 Every measurement has a process of its own, so that threads, allocators and caches do not disturb one another, and
@@ -11,17 +12,21 @@ rounds go through all of them in turn, so that a drift of the machine meets them
 """
 
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pneumobatch import cluster
 from pneumobatch.bench import report
 from pneumobatch.bench.processes import Measured, Request, measure
 from pneumobatch.bench.report import Case, Size
-from pneumobatch.config import Job
+from pneumobatch.config import Job, Output
 from pneumobatch.progress import say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+NIGHT = ("catalogue", "publish", "anti_join", "summary")
+"""Measurements of `sizes` in their order: what one writes the next one reads."""
 
 
 def bench(job: Job) -> list["RenderableType"]:
@@ -63,7 +68,20 @@ def bench(job: Job) -> list["RenderableType"]:
         say(f"bench: pipeline over {count} images")
         exact = request.model_copy(update={"measurement": "pipeline", "images": count, "exact": True})
         sizes.append(Size(count, measure(exact)[0]))
-    return report.report(job, setup, {case: _median(runs) for case, runs in rounds.items()}, sizes, compiling)
+    lines = report.report(job, setup, {case: _median(runs) for case, runs in rounds.items()}, sizes, compiling)
+    nights = {rows: night(request, rows) for rows in job.bench.catalog_sizes}
+    return [*lines, report.night_table(nights)] if nights else lines
+
+
+def night(request: Request, rows: int) -> dict[str, Measured]:
+    """Measures what a night over `rows` films costs besides the films."""
+    measured = {}
+    with TemporaryDirectory() as folder:
+        job = request.job.model_copy(update={"output": Output(uri=folder)})
+        for step in NIGHT:
+            say(f"bench: {step.replace('_', '-')} of {rows:,} rows")
+            measured[step] = measure(request.model_copy(update={"measurement": step, "images": rows, "job": job}))[0]
+    return measured
 
 
 def _cases(request: Request, setup: report.Setup) -> list[Case]:

@@ -8,6 +8,7 @@ MODULES = {
     "measurements": ("prepare", "compiling", "decode", "network"),
     "loops": ("plain", "tuned"),
     "pipeline": ("pipeline",),
+    "sizes": ("catalogue", "publish", "anti_join", "summary"),
 }
 """Where each measurement lies; only its own module is imported, so that Ray weighs on the pipeline alone."""
 

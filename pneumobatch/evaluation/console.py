@@ -22,7 +22,9 @@ def told(result: Result) -> list["RenderableType"]:
     """Returns what to print of an evaluation: the table of rates, then scope, labels, drift, work lists and places."""
     overall = _bundle_rows(result)[0]
     scored = sum(n for (status, _), n in result.statuses.items() if status == "scored")
-    runs = f"the latest row of each in {result.runs} runs of this model" if result.scope == "model" else "this run"
+    runs = "this run"
+    if result.scope == "model":
+        runs = f"the latest row of each in {result.runs:,} run{'s' * (result.runs != 1)} of this model"
     labels = f"{overall['labelled']:,} of {scored:,} scored films, version {result.label_version}"
     if not result.new:
         labels += " (evaluated before)"

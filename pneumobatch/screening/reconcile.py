@@ -7,10 +7,12 @@ Out: one Parquet file of tables.prediction_schema, in the order of the catalogue
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,9 +42,9 @@ class Predictions(NamedTuple):
 
 def nothing_staged() -> pa.Table:
     """A staged table without rows."""
-    columns = {"image_id": pa.string(), "version": pa.string(), "status": pa.string(), "reason": pa.string()}
-    more = {"sha256": pa.string(), "format": pa.string(), "patient": pa.string(), "probability": pa.float64()}
-    return pa.schema([*(columns | more).items(), ("scored_at", pa.timestamp("us", tz="UTC"))]).empty_table()
+    texts = ("image_id", "version", "status", "reason", "sha256", "format", "patient")
+    more = [("probability", pa.float64()), ("scored_at", pa.timestamp("us", tz="UTC"))]
+    return pa.schema([*((name, pa.string()) for name in texts), *more]).empty_table()
 
 
 def settled(staged: pa.Table, films: pa.Table, passing: Sequence[str]) -> pa.ChunkedArray:
@@ -63,36 +65,31 @@ def settled(staged: pa.Table, films: pa.Table, passing: Sequence[str]) -> pa.Chu
         ).to_arrow_table()["image_id"]
 
 
+KEY = ["image_id", "status", "sha256", "scored_at", "format"]
+"""Staged columns that decide which row of a film counts."""
+
+MEMORY = "512MB"
+"""What the join may hold in memory before it goes to disk: identifiers and hashes alone."""
+
 _JOIN = """
 WITH latest AS (  -- a film tried again counts as its best and last try
-    SELECT * FROM staged
+    SELECT image_id, status, sha256, row FROM staged
     QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY status = 'failed', scored_at DESC) = 1
 ), joined AS (
-    SELECT n.position, n.image_id, {columns},
-        coalesce(l.version, n.version) AS version,
-        coalesce(n.patient, l.patient) AS patient,
-        CASE WHEN l.sha256 IS NULL THEN n.format ELSE l.format END AS format,
-        l.sha256, coalesce(l.status, 'failed') AS status, CASE WHEN l.status IS NULL THEN 'missing' ELSE l.reason END
-            AS reason,
-        CASE WHEN {keep} THEN f.uri END AS uri,
-        first_value(n.image_id) OVER (PARTITION BY l.sha256, l.status ORDER BY n.position) AS original
+    SELECT n.row AS position, l.row AS staged, f.row AS film, l.status, l.sha256,
+        first_value(n.row) OVER (PARTITION BY l.sha256, l.status ORDER BY n.row) AS first
     FROM catalogue n LEFT JOIN latest l USING (image_id) LEFT JOIN films f USING (image_id)
-), judged AS (
-    SELECT *, coalesce(status = 'scored' AND sha256 IS NOT NULL AND original <> image_id, false) AS copied FROM joined
 )
-SELECT * REPLACE (
-    CASE WHEN copied THEN 'duplicate' ELSE status END AS status,
-    CASE WHEN copied THEN 'byte_identical' ELSE reason END AS reason,
-    CASE WHEN NOT copied THEN probability END AS probability),
-    CASE WHEN copied THEN original END AS duplicate_of
-FROM judged ORDER BY position
+SELECT staged, film, coalesce(sha256 IS NOT NULL, false) AS read,
+    CASE WHEN status = 'scored' AND sha256 IS NOT NULL AND first <> position THEN first END AS original
+FROM joined ORDER BY position
 """
 
 
 def predictions(
     catalogue: pa.Table,
     films: pa.Table,
-    staged: pa.Table,
+    staged: Callable[[list[str] | None], pa.Table],
     constants: Mapping[str, Any],
     *,
     keep_uri: bool | None,
@@ -102,38 +99,66 @@ def predictions(
     Args:
         catalogue: What the run answers for.
         films: Where the films lie now.
-        staged: Every scored row.
+        staged: Reads columns of all staged rows, or all columns, in the same order each time.
         constants: model_id, run_id and threshold.
         keep_uri: Write the source paths; None: where no film of the run is or may be a DICOM file.
     """
+    key = staged(KEY)
+    dicom = "dicom" in {*catalogue["format"].unique().to_pylist(), *key["format"].unique().to_pylist()}
+    keep = not dicom if keep_uri is None else keep_uri
+    with TemporaryDirectory() as spill, duckdb.connect() as connection:
+        connection.execute("SET memory_limit = ?", [MEMORY])
+        connection.execute("SET temp_directory = ?", [spill])
+        for name, table in (("catalogue", catalogue), ("films", films), ("staged", key)):
+            columns = table.select([column for column in KEY if column in table.column_names and column != "format"])
+            connection.register(name, columns.append_column("row", pa.array(np.arange(len(table)))))
+        places = connection.sql(_JOIN).to_arrow_table()
+    del key
+    rows = staged(None)
+    rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names]).combine_chunks()
     schema = tables.prediction_schema(tables.subgroup_columns(catalogue.column_names))
-    made = {"image_id", "uri", "version", "patient", "format", "status", "reason", "duplicate_of", "predicted_label"}
-    sources = dict.fromkeys(catalogue.column_names, "n.") | dict.fromkeys(staged.column_names, "l.")
-    columns = [
-        sources.get(name, "NULL AS ") + name for name in schema.names if name not in made and name not in constants
-    ]
-    keep = "false" if keep_uri is False else "true"
-    if keep_uri is None:
-        # A path is only written where the file is known to be no DICOM file, by its content or else by its name.
-        dicom = "dicom" in {*catalogue["format"].unique().to_pylist(), *staged["format"].unique().to_pylist()}
-        keep = "false" if dicom else "coalesce(l.format, n.format, '') IN ('jpeg', 'png')"
-    with duckdb.connect() as connection:
-        listed = catalogue.append_column("position", pa.array(range(len(catalogue)), pa.int64()))
-        connection.register("catalogue", listed)
-        connection.register("films", films.select(["image_id", "uri"]))
-        connection.register("staged", staged)
-        query = _JOIN.format(columns=", ".join(columns), keep=keep)
-        batches = connection.sql(query).to_arrow_reader(ROW_GROUP)
-        return _encode((_published(pa.table(batch), schema, constants) for batch in batches), schema)
+    parts = (
+        _published(catalogue, films if keep else None, rows, part, constants, schema, certain=keep_uri is True)
+        for start in range(0, len(catalogue), ROW_GROUP)
+        for part in [(start, places.slice(start, ROW_GROUP))]
+    )
+    return _encode(parts, schema)
 
 
-def _published(rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any]) -> pa.Table:
+def _published(
+    catalogue: pa.Table, films: pa.Table | None, rows: pa.Table, part: tuple[int, pa.Table],
+    constants: Mapping[str, Any], schema: pa.Schema, *, certain: bool,
+) -> pa.Table:  # fmt: skip
+    """Rows of the published table for a slice of the catalogue."""
+    start, places = part
+    listed, found = catalogue.slice(start, len(places)), rows.take(places["staged"].combine_chunks())
+    original = places["original"].combine_chunks()
+    copied, tried = pc.is_valid(original), pc.is_valid(found["status"])
+    kind = pc.if_else(places["read"].combine_chunks(), found["format"], listed["format"])
+    probability = pc.if_else(copied, None, found["probability"])
     computed = {
-        "predicted_label": pc.greater_equal(rows["probability"], constants["threshold"]),
-        **{name: pa.repeat(value, len(rows)) for name, value in constants.items()},
+        "status": pc.if_else(copied, str(Status.DUPLICATE), pc.coalesce(found["status"], str(Status.FAILED))),
+        "reason": pc.if_else(copied, "byte_identical", pc.if_else(tried, found["reason"], "missing")),
+        "duplicate_of": catalogue["image_id"].combine_chunks().take(original),
+        "version": pc.coalesce(found["version"], listed["version"]),
+        "patient": pc.coalesce(listed["patient"], found["patient"]),
+        "format": kind,
+        "probability": probability,
+        "predicted_label": pc.greater_equal(probability, constants["threshold"]),
+        "uri": pa.nulls(len(places), pa.string()),
+        **{name: pa.repeat(value, len(places)) for name, value in constants.items()},
     }
-    columns = [computed[name] if name in computed else rows[name] for name in schema.names]
-    return pa.table([column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
+    if films is not None:
+        uris = films["uri"].combine_chunks().take(places["film"].combine_chunks())
+        # A path is only written where the file is known to be no DICOM file, by its content or else by its name.
+        known = pc.fill_null(pc.is_in(kind, pa.array(["jpeg", "png"])), False)
+        computed["uri"] = uris if certain else pc.if_else(known, uris, None)
+    columns = []
+    for field in schema:
+        source = next((table for table in (found, listed) if field.name in table.column_names), None)
+        column = computed.get(field.name, source[field.name] if source else None)
+        columns.append(pa.nulls(len(places), field.type) if column is None else column.cast(field.type))
+    return pa.table(columns, schema=schema)
 
 
 def _encode(parts: Iterable[pa.Table], schema: pa.Schema) -> Predictions:

@@ -87,10 +87,11 @@ class Run:
             self.pin = {"run_id": self.run_id, **self.identity, "started_at": datetime.now(UTC).isoformat()}
             storage.write_bytes(storage.join(self.staging, "run.json"), json.dumps(self.pin, indent=2).encode())
         self.catalogue = storage.read_table(pinned)
-        self.films = films.filter(pc.is_in(films["image_id"], self.catalogue["image_id"].combine_chunks()))
+        pinned_ids = self.catalogue["image_id"].combine_chunks()
+        self.films = _kept(films, pc.is_in(films["image_id"], pinned_ids))
         staged = self._parts(["image_id", "version", "reason", "status"])
         settled = reconcile.settled(staged, self.films, PASSING)
-        return self.films.filter(pc.invert(pc.is_in(self.films["image_id"], settled.combine_chunks())))
+        return _kept(self.films, pc.invert(pc.is_in(self.films["image_id"], settled.combine_chunks())))
 
     def plan(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Fixes how the run scores, or returns what an earlier start fixed: the same run, the same probabilities."""
@@ -118,7 +119,7 @@ class Run:
     def _parts(self, columns: list[str] | None = None) -> pa.Table:
         """All staged rows; tries of one film stand beside each other."""
         folder = storage.join(self.staging, "parts")
-        uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
+        uris = sorted(storage.join(folder, file.path) for file in storage.list_files(folder))
         with ThreadPoolExecutor(16) as pool:
             parts = list(pool.map(lambda uri: storage.read_table(uri, columns), uris))
         return pa.concat_tables(parts) if parts else reconcile.nothing_staged()
@@ -131,9 +132,8 @@ class Run:
             RuntimeError: The counts do not reconcile.
         """
         self.flush()
-        staged = self._parts()
         wanted = len(self.catalogue)
-        scored = pc.is_in(self.films["image_id"], staged["image_id"].combine_chunks())
+        scored = pc.is_in(self.films["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
         lost = len(self.films) - pc.sum(scored, min_count=0).as_py()
         if lost:
             raise RuntimeError(
@@ -141,7 +141,7 @@ class Run:
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
         found = reconcile.predictions(
-            self.catalogue, self.films, staged, constants, keep_uri=self.job.output.keep_source_uri
+            self.catalogue, self.films, self._parts, constants, keep_uri=self.job.output.keep_source_uri
         )
         if found.rows != wanted or found.images != wanted:
             raise RuntimeError(
@@ -212,6 +212,11 @@ class Run:
     def clean(self) -> None:
         """Removes what staging a published run still has."""
         storage.delete(self.staging)
+
+
+def _kept(films: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
+    """Filters a table; one that is kept whole is not copied, as a million films take 200 MB."""
+    return films if pc.all(chosen, min_count=0).as_py() else films.filter(chosen)
 
 
 def default_id(job: Job, bundle: Bundle) -> str:

@@ -63,7 +63,6 @@ def tree(
 ) -> Tree:
     """Runs `second` and `third` by the command line; `first` made of `second`, as version 1 would have written it."""
     root = tmp_path_factory.mktemp("analytics") / "out"
-    assert cli.run(["catalog", "--archive.uri", str(films), "--output.uri", str(root)]) == 0
     models = []
     for run_id, seed in (("second", 1), ("third", 2)):
         bundle = str(root / "bundles" / run_id)
@@ -108,7 +107,7 @@ def _write_first(tree: Tree) -> None:
     pq.write_table(_with(older, run_id=pa.scalar("first")), summary.with_name("first.parquet"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its virtual machine must not stay for the tests that follow
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Spark session with a Hive metastore in memory; it skips where Java or PySpark is missing."""
     if not shutil.which("java"):

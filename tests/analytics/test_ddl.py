@@ -1,10 +1,9 @@
-"""The tables of Athena and Trino have the columns and types of the files, and Hive itself reads by them."""
+"""The tables of Athena and Trino have the columns and types of the files; test_query reads by them."""
 
 import logging
 import re
 import subprocess
 import sys
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,8 +11,6 @@ import sqlglot
 from sqlglot import exp
 
 from pneumobatch import ddl, tables
-
-from .conftest import GONE, Tree
 
 URI = "s3://research/screening"
 ARROW = {
@@ -29,7 +26,7 @@ def declared(columns: list[exp.ColumnDef]) -> dict[str, pa.DataType]:
 
 
 @pytest.mark.parametrize("dialect", ["athena", "trino"])
-@pytest.mark.parametrize("table", ["catalog", "predictions", "summaries"])
+@pytest.mark.parametrize("table", list(ddl.schemas()))
 def test_columns_and_types_are_those_of_the_schema(
     dialect: ddl.Dialect, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -40,22 +37,21 @@ def test_columns_and_types_are_those_of_the_schema(
     assert not caplog.records, "sqlglot did not understand the statement"
     assert isinstance(create, exp.Create)
     columns = declared([column for column in create.this.expressions if isinstance(column, exp.ColumnDef)])
-    keys: dict[str, pa.DataType] = {}
-    if table != "catalog":
-        keys = {"model_id": pa.string()} | ({"run_date": pa.date32()} if table == "predictions" else {})
+    keys = {"model_id": pa.string()} | ({"run_date": pa.date32()} if table in {"predictions", "review"} else {})
     partitioned = create.find(exp.PartitionedByProperty)
+    assert partitioned
     if dialect == "athena":
         inside = {name: kind for name, kind in columns.items() if name not in keys}
         assert inside == columns
-        assert (declared(partitioned.this.expressions) if partitioned else {}) == keys
+        assert declared(partitioned.this.expressions) == keys
         assert create.find(exp.LocationProperty).this.this == f"{URI}/{table}/"
     else:
         assert list(columns)[len(columns) - len(keys) :] == list(keys)  # Trino wants them last
-        assert ([name.name for name in partitioned.this.expressions] if partitioned else []) == list(keys)
+        assert [name.name for name in partitioned.this.expressions] == list(keys)
         assert f"external_location = '{URI}/{table}/'" in statement
     expected = {field.name: field.type for field in schema} | keys
     assert columns | keys == expected
-    assert bool(refresh) == bool(keys)
+    assert refresh[0].startswith("-- after each night")
 
 
 def test_every_folder_of_tables_is_declared() -> None:
@@ -74,21 +70,3 @@ def test_the_command_prints_every_statement() -> None:
     done = subprocess.run([sys.executable, "-m", "pneumobatch.ddl", "trino", URI], check=False, capture_output=True)
     assert done.returncode == 0
     assert re.findall(r'TABLE IF NOT EXISTS "pneumobatch"."(\w+)"', done.stdout.decode()) == list(ddl.schemas())
-
-
-@pytest.mark.engine
-@pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
-def test_hive_reads_the_files_by_athenas_definitions(tree: Tree, spark: Any) -> None:
-    for statement in ddl.main(["athena", str(tree.root)]).removesuffix(";").split(";"):
-        spark.sql(statement)
-    table = spark.table("pneumobatch.predictions")
-    assert len(set(table.columns)) == len(table.columns)
-    rows = table.where("run_id <> 'unpublished'").collect()  # every column is read
-    wanted = [row for run_id in ("first", "second", "third") for row in tree.rows(run_id)]
-    assert sorted((row.run_id, row.image_id, row.probability or -1) for row in rows) == sorted(
-        (row["run_id"], row["image_id"], row["probability"] or -1) for row in wanted
-    )
-    (gone,) = (row for row in rows if row.image_id == GONE)
-    assert (gone.model_id, str(gone.run_date), gone.version) == (tree.old, "2026-01-02", None)
-    for name in ("summaries", "catalog"):
-        assert spark.table(f"pneumobatch.{name}").collect()

@@ -8,9 +8,10 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
-from pneumobatch import tables
+from pneumobatch import ddl, tables
 
 from .conftest import GONE, Tree
 
@@ -107,3 +108,22 @@ def test_the_whole_tree_opens_in_one_line(tree: Tree, spark: Any) -> None:
 def test_a_run_is_one_file_whatever_its_blocks(tree: Tree) -> None:
     assert len(tree.rows("second")) > 7 * 3  # blocks of 7 images
     assert len(list(tree.root.glob("predictions/*/*/second*"))) == 1
+
+
+def test_hive_reads_the_files_by_athenas_definitions(tree: Tree, spark: Any) -> None:
+    for statement in ddl.main(["athena", str(tree.root)]).removesuffix(";").split(";"):
+        spark.sql(statement)
+    table = spark.table("pneumobatch.predictions")
+    assert len(set(table.columns)) == len(table.columns)
+    rows = table.where("run_id <> 'unpublished'").collect()  # every column is read
+    wanted = [row for run_id in ("first", "second", "third") for row in tree.rows(run_id)]
+    assert sorted((row.run_id, row.image_id, row.probability or -1) for row in rows) == sorted(
+        (row["run_id"], row["image_id"], row["probability"] or -1) for row in wanted
+    )
+    (gone,) = (row for row in rows if row.image_id == GONE)
+    assert (gone.model_id, str(gone.run_date), gone.version) == (tree.old, "2026-01-02", None)
+    for name in ("summaries", "discrepancies", "review"):
+        files = list(tree.root.glob(f"{name}/**/*.parquet"))
+        assert spark.table(f"pneumobatch.{name}").count() == sum(
+            pq.ParquetFile(file).metadata.num_rows for file in files
+        )

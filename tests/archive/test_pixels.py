@@ -97,6 +97,12 @@ def test_without_a_telling_extension_the_content_decides(name: str) -> None:
     assert film(JPEG, name).format == "jpeg"
 
 
+def test_fill_bytes_before_a_marker_are_skipped() -> None:
+    filled = JPEG[:2] + b"\xff" * 1_000_000 + JPEG[2:]
+    assert np.array_equal(film(filled).pixels, film(JPEG).pixels)
+    assert reason(filled[:900_000]) == "truncated"
+
+
 def test_padding_after_the_end_is_accepted() -> None:
     for data in (JPEG, PNG):
         assert np.array_equal(film(data + bytes(1000)).pixels, film(data).pixels)

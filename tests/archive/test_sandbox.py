@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pneumobatch.archive import phantoms, sandbox
 from pneumobatch.archive.films import FilmDecoder
@@ -243,3 +244,17 @@ def test_a_killed_decoder_loses_no_film(tmp_path: Path) -> None:
     done.set()
     killer.join()
     assert found.equals(expected)
+
+
+def test_a_film_that_unfolds_beyond_the_memory_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGBA", (9000, 9000)).save(tmp_path / "bomb.png")  # 0.3 MB as a file, 324 MB as pixels
+    Image.fromarray((phantoms.film(np.random.default_rng(0), 1) >> 8).astype(np.uint8)).save(tmp_path / "film.png")
+    child = Sandbox(memory=256 << 20)
+    monkeypatch.setattr(sandbox, "shared", child)
+    rows = pa.table({"image_id": ["a", "b"], "uri": [str(tmp_path / "bomb.png"), str(tmp_path / "film.png")]})
+    found = FilmDecoder(64, 10**8)(rows)
+    pid = child.pid
+    assert found["reason"].to_pylist() == ["too_large", None]
+    assert FilmDecoder(64, 10**8)(rows).equals(found)
+    assert child.pid == pid  # it refused, and did not die
+    child.stop()

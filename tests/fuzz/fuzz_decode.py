@@ -23,10 +23,12 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pydicom  # noqa: F401 - before the instrumentation: its dictionary takes minutes
+DICTIONARIES = ["pydicom._dicom_dict", "pydicom._private_dict", "pydicom._uid_dict", "pydicom.sr"]  # data, and long
 
-with atheris.instrument_imports(include=["pneumobatch.archive", "PIL", "pydicom"]):
+with atheris.instrument_imports(include=["pneumobatch.archive", "PIL", "pydicom"], exclude=DICTIONARIES):
     import corpus
+    import pydicom.pixels.decoders.base
+    import pydicom.pixels.processing  # noqa: F401 - which the decoder imports only when it meets DICOM
 
     from pneumobatch.archive.pixels import DecodeError, DomainError, decode
     from pneumobatch.config import Gate
