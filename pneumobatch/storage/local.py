@@ -26,8 +26,10 @@ def get(path: str, limit: int | None) -> bytes:
     with Path(path).open("rb") as file:
         if limit is None:
             return file.read()
-        data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
-    if data is None or len(data) > limit:
+        size = os.fstat(file.fileno()).st_size
+        # No more than its size is asked for: as many bytes as are asked for are set aside before any is read.
+        data = file.read(size + 1) if size <= limit else b""
+    if max(size, len(data)) > limit:
         raise TooLargeError(f"a file is larger than {limit} bytes")
     return data
 
