@@ -1,9 +1,9 @@
 """Folder, object prefix, Parquet or S3 Inventory → one row an image, with a stable id and what is known about it."""
 
 import hashlib
-import os
-from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +12,7 @@ from pneumobatch import tables
 from pneumobatch.archive import fetch, sources
 from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
-from pneumobatch.identity import SITE_KEY, keyed_hashes
+from pneumobatch.identity import has_key, keyed_hashes
 
 _FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
 _VERSION_DIGITS = 16
@@ -22,8 +22,8 @@ def build(config: Archive) -> pa.Table:
     """Lists an archive: one row an image, by ascending path; see `tables.catalog_schema`.
 
     `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
-    archive moves, and whether a listing, a Parquet manifest or an S3 Inventory names the image. `version` changes when
-    the object does; it is NULL for entries of a Parquet manifest, which states none. `uri` and `patient` are for use
+    archive moves, and whether a listing, a manifest or an S3 Inventory names the image. `version` changes when the
+    object does; it is NULL for objects of a manifest that does not state their `etag`. `uri` and `patient` are for use
     inside the process: `publishable` takes out of them what must not be written.
 
     Raises:
@@ -119,13 +119,14 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
-        under the site's key, or NULL where the environment has none (an unkeyed hash could be looked up).
+        under the site's key, the one that a DICOM file's PatientID has, or NULL where the environment has no key (an
+        unkeyed hash could be looked up).
     """
     if keep_uri is None:
         keep_uri = bool(pc.all(pc.fill_null(pc.is_in(catalog["format"], pa.array(["jpeg", "png"])), False)).as_py())
     patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
     public = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
-    hidden = keyed_hashes(pc.if_else(public, None, patient)) if os.environ.get(SITE_KEY) else missing
+    hidden = keyed_hashes(pc.if_else(public, None, patient)) if has_key() else missing
     catalog = _replaced(catalog, "patient", pc.if_else(public, patient, hidden))
     return catalog if keep_uri else _replaced(catalog, "uri", missing)
 
@@ -135,31 +136,40 @@ def _replaced(catalog: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     return catalog.set_column(index, catalog.schema.field(index), values)
 
 
-def find_duplicates(catalog: pa.Table) -> pa.Table:
+READ_AT_ONCE = 1_000
+"""Files between two looks at what was read."""
+
+
+def find_duplicates(catalog: pa.Table, limit: int = Archive.model_fields["max_bytes"].default) -> pa.Table:
     """Fills `sha256` and `duplicate_of` by reading those files whose size another file shares.
 
-    Of byte-identical files the first by path is the original. Unreadable files are left for decoding to name.
+    Of byte-identical files the first by path is the original. Unreadable files, and those of more than `limit` bytes,
+    are left for decoding to name.
     """
-    sizes = catalog["bytes"].to_pylist()
-    sharing: dict[int | None, int] = defaultdict(int)
-    for size in sizes:
-        sharing[size] += 1
-    suspects = [i for i, size in enumerate(sizes) if size is None or (size and sharing[size] > 1)]
-    uris = catalog["uri"].to_pylist()
+    sizes = catalog["bytes"]
+    counts = pc.value_counts(sizes.drop_null())
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    suspect = pc.or_(pc.is_null(sizes), pc.and_(pc.is_in(sizes, shared), pc.greater(pc.fill_null(sizes, 0), 0)))
+    rows = pc.indices_nonzero(suspect)
+    digests = pa.chunked_array(_digests(catalog["uri"].take(rows), limit), pa.string())
+    place = pc.index_in(pa.array(range(len(catalog)), pa.uint64()), rows)
+    sha256 = digests.take(place)
+    first = pc.index_in(sha256, pc.drop_null(digests))
+    original = catalog["image_id"].filter(pc.is_valid(sha256)).take(first)
+    duplicate_of = pc.if_else(pc.equal(original, catalog["image_id"]), None, original)
+    return _replaced(_replaced(catalog, "sha256", sha256), "duplicate_of", duplicate_of)
 
-    def digest(index: int) -> str | None:
-        data = fetch.fetch(uris[index])
-        return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
 
-    with ThreadPoolExecutor(16) as pool:
-        digests = dict(zip(suspects, pool.map(digest, suspects), strict=True))
-    ids = catalog["image_id"].to_pylist()
-    originals: dict[str, str] = {}
-    sha256 = [digests.get(i) for i in range(len(ids))]
-    duplicate_of = [
-        None if value is None or originals.setdefault(value, image_id) == image_id else originals[value]
-        for image_id, value in zip(ids, sha256, strict=True)
-    ]
-    for name, values in (("sha256", sha256), ("duplicate_of", duplicate_of)):
-        catalog = _replaced(catalog, name, pa.array(values, pa.string()))
-    return catalog
+def _digests(uris: pa.ChunkedArray, limit: int) -> Iterator[pa.Array]:
+    """SHA-256 of files, hexadecimal; NULL for one that cannot be read."""
+    with ThreadPoolExecutor(fetch.CONCURRENCY) as pool:
+        for start in range(0, len(uris), READ_AT_ONCE):
+            part = uris.slice(start, READ_AT_ONCE).to_pylist()
+            # Rows of a Parquet file are read in their order, as they share what is read.
+            read = map if ".parquet#" in part[0] else pool.map
+            yield pa.array(read(partial(_digest, limit), part), pa.string())
+
+
+def _digest(limit: int, uri: str) -> str | None:
+    data = fetch.fetch(uri, limit)
+    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None

@@ -56,6 +56,25 @@ def read(manifest: str, roots: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
             yield from _objects(batch, bucket, kind == "CSV", allowed)
 
 
+def latest(uri: str) -> str:
+    """Finds the manifest that a `*` stands for: of the folders named by date, the last that has one.
+
+    Raises:
+        ValueError: None has.
+    """
+    above, star, _ = uri.rpartition(f"/*/{NAME}")
+    if not star:
+        return uri
+    pattern = rf"^[^/]+/{re.escape(NAME)}$"
+    found = [
+        pc.max(batch["path"].filter(pc.match_substring_regex(batch["path"], pattern))) for batch in storage.scan(above)
+    ]
+    last = max((path.as_py() for path in found if path.is_valid), default=None)
+    if last is None:
+        raise ValueError(f"archive.uri: no folder below {above} holds the {NAME} of an S3 Inventory")
+    return storage.join(above, last)
+
+
 def _parse(manifest: str) -> tuple[str, str, list[str], list[dict[str, Any]]]:
     try:
         content = json.loads(storage.read_bytes(manifest))

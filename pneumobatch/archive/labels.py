@@ -59,10 +59,12 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
-        labels = tables.parse_labels(table[label_column].to_pylist(), f"archive.labels: {config.labels}")
-        columns = {"label": pa.array(labels, pa.int8())}
+        columns = {"label": _classes(table[label_column], f"archive.labels: {config.labels}")}
         if config.patient_column in table.column_names:
-            columns["patient"] = pc.binary_join_element_wise("label:", table[config.patient_column], "")
+            # Hashed, it is what a DICOM file's PatientID becomes.
+            patient = pc.utf8_trim_whitespace(table[config.patient_column])
+            patient = pc.if_else(pc.equal(patient, ""), None, patient)
+            columns["patient"] = pc.binary_join_element_wise("patient:", patient, "")
         else:
             columns["patient"] = pa.nulls(len(table), pa.string())
         columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
@@ -73,11 +75,21 @@ class LabelTable:
 
     def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
         """Returns what the table knows of each image, and `found`: whether it is in it at all."""
-        name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
-        stem = pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")
         rows = pc.index_in(paths, self._keys)
-        for key in (ids, name, stem):
-            if rows.null_count:
+        if rows.null_count:
+            name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
+            for key in (ids, name, pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")):
                 rows = pc.coalesce(rows, pc.index_in(key, self._keys))
         known = self._columns.take(rows)
         return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}
+
+
+def _classes(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Reads the classes of a column, of which there are few different texts."""
+    different = pc.unique(column)
+    try:
+        classes = tables.parse_labels(different.to_pylist(), where)
+    except ValueError:
+        classes = []
+        tables.parse_labels(column.to_pylist(), where)  # which names the row
+    return pa.array(classes, pa.int8()).take(pc.index_in(column, different).combine_chunks())

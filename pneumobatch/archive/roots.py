@@ -11,7 +11,8 @@ from pneumobatch import storage
 
 _CLIMBS = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){1,2}([/\\]|%(25)*(2f|5c)|$)"
 """A part . or .., plain or encoded any number of times: what follows may be resolved by a store, a proxy or a disk."""
-_UNSAFE = rf"[\x00-\x1f]|{_CLIMBS}"
+_UNSAFE = rf"[\x00-\x1f]|\.parquet#|{_CLIMBS}"
+"""Also what `fetch` takes for a row of a Parquet file: that file may be a link."""
 
 
 class Roots:
@@ -37,8 +38,8 @@ class Roots:
         """
         if uris.null_count or pc.any(pc.match_substring_regex(uris, _UNSAFE)).as_py():
             raise ValueError(
-                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, or has "
-                "a part . or .. or a control character); write plain paths"
+                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, has a "
+                "part . or .. or a control character, or is a row of another table); write plain paths"
             )
         paths = pa.nulls(len(uris), pa.string())
         for root in self.uris:
@@ -82,10 +83,14 @@ class Roots:
 
 
 def absolute(values: pa.Array, folder: str) -> pa.Array:
-    """Entries as a manifest states them → absolute paths or URIs; relative ones lie below `folder`."""
+    """Entries as a manifest states them → absolute paths or URIs; relative ones lie below `folder`.
+
+    Local ones get the one way of writing that a listing has: a file must not have two ids.
+    """
     values = pc.replace_substring_regex(values, "^file://", "")
     relative = pc.invert(pc.match_substring_regex(values, "^/|://"))
-    return pc.if_else(relative, pc.binary_join_element_wise(_plain(folder), values, "/"), values)
+    uris = pc.if_else(relative, pc.binary_join_element_wise(_plain(folder), values, "/"), values)
+    return pc.if_else(pc.match_substring(uris, "://"), uris, pc.replace_substring_regex(uris, r"/(\./|/)+", "/"))
 
 
 def _plain(uri: str) -> str:

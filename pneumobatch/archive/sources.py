@@ -1,12 +1,13 @@
 """The archive's entries, a batch at a time: a folder or prefix, Parquet with images or with paths, an S3 Inventory."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import translate
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from pneumobatch import storage
 from pneumobatch.archive import inventory, roots
@@ -47,17 +48,21 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _all(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
-    if uri.rpartition("/")[2] == inventory.NAME and storage.is_file(uri):
-        for found in inventory.read(uri, config.roots):
+    if uri.endswith(f"/*/{inventory.NAME}") or (uri.endswith(f"/{inventory.NAME}") and storage.is_file(uri)):
+        for found in inventory.read(inventory.latest(uri), config.roots):
             versions = versioned(found["size"], found["version"])
             yield pa.record_batch([found["path"], found["uri"], found["size"], versions], schema=SCHEMA)
     elif storage.is_file(uri):
-        if not uri.endswith(".parquet"):
+        folder = uri.rpartition("/")[0] or "/"
+        if uri.endswith(".parquet"):
+            yield from _parquet(config, folder, storage.stat(uri))
+        elif uri.endswith(".csv"):
+            yield from _manifest(config, folder, uri, _csv(config, uri))
+        else:
             raise ValueError(
-                f"archive.uri: {uri} is a file; give a folder or prefix of images, a Parquet file, or the "
-                f"{inventory.NAME} of an S3 Inventory"
+                f"archive.uri: {uri} is a file; give a folder or prefix of images, a Parquet file, a manifest (Parquet "
+                f"or CSV), or the {inventory.NAME} of an S3 Inventory"
             )
-        yield from _parquet(config, uri.rpartition("/")[0] or ".", storage.stat(uri))
     elif storage.is_folder(uri):
         yield from _folder(config, uri)
     else:
@@ -85,40 +90,100 @@ def _folder(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file with images, or the entries of a manifest."""
     uri = storage.join(folder, file.path)
     try:
         with storage.open_file(uri) as source, pq.ParquetFile(source) as table:
             names, count = table.schema_arrow.names, table.metadata.num_rows
             column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
             kind = None if column is None else table.schema_arrow.field(column).type
-            values = table.read([column]).column(0) if column == config.uri_column and _text(kind) else None
-    except (PermissionError, FileNotFoundError):
+    except _TELLING:
         raise
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException):
-        raise ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind") from None
+    except _DAMAGE:
+        raise _damaged(uri) from None
     if column is None:
-        raise ValueError(
-            f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
-            f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
-        )
+        raise _no_column(config, uri, names)
     if column == config.bytes_column:
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
             raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
         if not 0 <= count <= file.size:  # of no byte at all is no image
             raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} images, and is not as many bytes long")
         yield from _rows(count, uri, column, file)
-        return
-    if values is None:
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        stated = [name for name in _STATED if name in names]
+        yield from _manifest(config, folder, uri, _parquet_batches(uri, [column, *stated]))
+    else:
         raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
+
+
+_TELLING = (PermissionError, FileNotFoundError)
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException)
+
+
+def _damaged(uri: str) -> ValueError:
+    return ValueError(f"archive.uri: {uri} is no readable Parquet file: it is damaged, or of another kind")
+
+
+def _no_column(config: Archive, uri: str, names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"archive.uri: {uri} has neither a column {config.bytes_column!r} (archive.bytes_column) nor "
+        f"{config.uri_column!r} (archive.uri_column); it has {', '.join(names)}"
+    )
+
+
+_STATED = {"size": pa.int64(), "etag": pa.string()}
+"""Columns of a manifest besides its paths: what a listing would say of the object."""
+
+
+def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with storage.open_file(uri) as source, pq.ParquetFile(source) as table:
+            yield from table.iter_batches(_ROWS, columns=columns)
+    except _TELLING:
+        raise
+    except _DAMAGE:
+        raise _damaged(uri) from None
+
+
+def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
+    try:
+        with storage.open_file(uri) as source:
+            names = csv.open_csv(source).schema.names
+        if config.uri_column not in names:
+            raise _no_column(config, uri, names)
+        kinds = {name: kind for name, kind in {config.uri_column: pa.string(), **_STATED}.items() if name in names}
+        options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
+        with storage.open_file(uri) as source:
+            yield from csv.open_csv(source, convert_options=options)
+    except pa.ArrowException:
+        raise ValueError(f"archive.uri: {uri} is no readable CSV table") from None
+
+
+def _manifest(config: Archive, folder: str, uri: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Entries that lie below the archive's roots; sizes and versions as far as the manifest or the disk tells them."""
     allowed = roots.Roots(config.roots or (folder,), uri)
-    for chunk in values.chunks:
-        uris = roots.absolute(pc.cast(chunk, pa.string()), folder)
-        unknown = [pa.nulls(len(uris), pa.int64()), pa.nulls(len(uris), pa.string())]
-        yield pa.record_batch([allowed.required(uris), uris, *unknown], schema=SCHEMA)
+    for batch in batches:
+        uris = roots.absolute(batch[config.uri_column].cast(pa.string()), folder)
+        paths = allowed.required(uris)
+        facts = [_local(where) for where in uris.to_pylist()]
+        stated = {
+            name: batch[name].cast(kind, safe=False) if name in batch.schema.names else pa.nulls(len(batch), kind)
+            for name, kind in _STATED.items()
+        }
+        sizes = pc.coalesce(pa.array([file and file.size for file in facts], pa.int64()), stated["size"])
+        versions = pc.coalesce(pa.array([file and file.version for file in facts], pa.string()), stated["etag"])
+        known = pc.if_else(pc.is_valid(versions), versioned(sizes, versions), None)
+        yield pa.record_batch([paths, uris, sizes, known], schema=SCHEMA)
 
 
-def _text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _local(uri: str) -> storage.File | None:
+    """What a listing says of a local file; asking an object store for each of a million would take an hour."""
+    if "://" in uri:
+        return None
+    try:
+        return storage.stat(uri)
+    except OSError:
+        return None  # decoding will name it
 
 
 def _rows(count: int, uri: str, column: str, file: storage.File) -> Iterator[pa.RecordBatch]:

@@ -72,7 +72,7 @@ def _arrow_s3(endpoint: str | None, region: str, certificates: str | None) -> fs
 
 def join(uri: str, *parts: str) -> str:
     """Joins a path or URI and parts below it with single slashes."""
-    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
 
 
 def is_file(uri: str) -> bool:

@@ -40,7 +40,10 @@ def get(path: str, limit: int | None) -> bytes:
     import obstore
 
     bucket, key = _split(path)
-    if any(part in {"", ".", ".."} for part in key.split("/")):
+    parts = key.split("/")
+    if "." in parts or ".." in parts:
+        raise OSError("an object whose key has a part . or .. cannot be asked for: clients would take it for a way")
+    if "" in parts:
         return _get_by_boto3(bucket, key, limit)  # obstore cannot name it
     store = cached(bucket_store, bucket, STALL, 0)
 
@@ -112,7 +115,7 @@ def kind(path: str) -> Literal["file", "folder"] | None:
     client = cached(key_client)
     try:
         if key:
-            asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
+            stat(path)
             return "file"
     except FileNotFoundError:
         pass
@@ -127,8 +130,14 @@ def stat(path: str) -> tuple[int, str]:
     """Size and version of an object."""
     bucket, key = _split(path)
     client = cached(key_client)
-    found = asked(bucket, lambda: client.head_object(Bucket=bucket, Key=key))
-    return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
+
+    def once() -> tuple[int, str]:
+        found = client.head_object(Bucket=bucket, Key=key)
+        if "ContentLength" not in found:  # boto3 takes headers that end too early for all there are
+            raise PassingError(f"s3://{bucket}: the store's answer ends too early")
+        return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
+
+    return asked(bucket, once)
 
 
 def _prefix(key: str) -> str:

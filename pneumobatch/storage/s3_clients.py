@@ -166,6 +166,7 @@ def named(name: str, error: Exception) -> OSError:
         status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
         code = found[1] if (found := re.search(r"<Code>(\w{1,64})</Code>", text)) else ""
     answer = f"{status} {code}" if status and code.isalnum() and code != str(status) else str(status or kind)
+    answer = "no complete answer" if answer == "GenericError" else answer
     kinds: list[tuple[bool, type[OSError], str]] = [
         (code == "NoSuchBucket", FileNotFoundError, "there is no such bucket"),
         (status == 404 or isinstance(error, FileNotFoundError), FileNotFoundError, "no such object"),

@@ -1,17 +1,23 @@
 """Catalogue: ids, labels, patients, Parquet archives and manifests, what may be written."""
 
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from pneumobatch import storage
 from pneumobatch.archive import catalog, fetch
+from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
-from pneumobatch.identity import SITE_KEY
+from pneumobatch.identity import SITE_KEY, keyed_hash
 
 
 def _png(value: int) -> bytes:
@@ -137,7 +143,7 @@ def test_what_is_written_holds_no_patient_of_a_label_table(folder: Path, monkeyp
     monkeypatch.setenv(SITE_KEY, "other")
     second = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)["patient"]
     assert first != second
-    assert len(first) == 32
+    assert second == keyed_hash("patient:Doe^Jane")  # as the PatientID of a DICOM file
 
 
 def test_paths_are_kept_unless_there_is_dicom(folder: Path) -> None:
@@ -189,7 +195,7 @@ def test_a_label_table_decides_like_a_dictionary(folder: Path, tmp_path: Path) -
     )
     table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
     rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
-    assert (rows["other.png"]["label"], rows["other.png"]["patient"]) == (1, "label:b")
+    assert (rows["other.png"]["label"], rows["other.png"]["patient"]) == (1, "patient:b")
     assert (rows["person7_virus_9.png"]["label"], rows["person7_virus_9.png"]["etiology"]) == (1, "fungal")
     assert rows["person7_bacteria_1.png"]["etiology"] is None  # in the table, and blank
     assert rows["person7_bacteria_2.png"]["etiology"] == "bacterial"  # not in the table
@@ -217,6 +223,167 @@ def test_a_link_of_a_manifest_stays_inside(folder: Path, tmp_path: Path) -> None
         else:
             with pytest.raises(ValueError, match="a link to outside"):
                 catalog.build(Archive(uri=str(folder / "manifest.parquet")))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_manifest_gives_the_rows_of_the_listing(kind: str, folder: Path, tmp_path: Path) -> None:
+    listing = catalog.build(Archive(uri=str(folder)))
+    uris = [*listing["uri"].to_pylist()[:3], *(f"films/./{path}" for path in ("other.png", "NORMAL//IM-0001-0001.png"))]
+    uris += [f"file://{folder}/PNEUMONIA/{path.name}" for path in (folder / "PNEUMONIA").iterdir()]
+    _write(tmp_path / f"manifest.{kind}", uris)
+    table = catalog.build(Archive(uri=str(tmp_path / f"manifest.{kind}"), roots=(str(folder),)))
+    assert table.equals(listing)
+    _write(tmp_path / f"manifest.{kind}", ["films/gone.png"])
+    table = catalog.build(Archive(uri=str(tmp_path / f"manifest.{kind}"), roots=(str(folder),)))
+    assert table["bytes"].to_pylist() == table["version"].to_pylist() == [None]
+
+
+def _write(path: Path, uris: list[str]) -> None:
+    if path.suffix == ".csv":
+        path.write_text("uri\n" + "".join(f'"{uri}"\n' for uri in uris))
+    else:
+        pq.write_table(pa.table({"uri": uris}), path, row_group_size=2)
+
+
+def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{s3}/a.png", b"123")
+    (file,) = storage.list_files(s3)
+    for suffix in ("csv", "parquet"):
+        manifest = tmp_path / f"m.{suffix}"
+        if suffix == "csv":
+            manifest.write_text(f"uri,size,etag\n{s3}/a.png,3,{file.version}\n")
+        else:
+            pq.write_table(pa.table({"uri": [f"{s3}/a.png"], "size": [3], "etag": [file.version]}), manifest)
+        assert catalog.build(Archive(uri=str(manifest), roots=(s3,))).equals(catalog.build(Archive(uri=s3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\nx\n", "neither a column 'bytes'"),
+        ("uri\nDOE,2\n", "no readable CSV"),
+        ("", "no readable CSV"),
+        ("uri,size\nDOE,large\n", "no readable CSV"),
+    ],
+)
+def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        catalog.build(Archive(uri=str(tmp_path / "m.csv")))
+    assert "DOE" not in str(caught.value)
+
+
+def test_a_folder_on_s3_has_the_ids_of_its_copy(folder: Path, s3: str) -> None:
+    for path in folder.rglob("*.png"):
+        storage.write_bytes(f"{s3}/{path.relative_to(folder)}", path.read_bytes())
+    local, remote = (catalog.find_duplicates(catalog.build(Archive(uri=uri))) for uri in (str(folder), s3))
+    same = ["image_id", "bytes", "sha256", "duplicate_of", "label", "patient", "etiology"]
+    assert remote.select(same).equals(local.select(same))
+    assert list(fetch.fetch_many(remote["uri"].to_pylist())) == list(fetch.fetch_many(local["uri"].to_pylist()))
+    labels = storage.join(s3, "labels.csv")
+    storage.write_bytes(labels, b"uri,label\nother.png,1\n")
+    assert len(catalog.build(Archive(uri=s3, labels=labels))) == len(local)
+
+
+def test_class_folders_and_kermany_names_column_by_column() -> None:
+    cases: dict[str, tuple[int | None, str | None, str | None]] = {
+        "NORMAL/x.png": (0, None, None),
+        "a/Pneumonia/b/c.png": (1, None, None),
+        "PNEUMONIA/normal/x.png": (0, None, None),
+        "NORMAL/a/PNEUMONIA/b/x.png": (1, None, None),
+        "NORMALISED/PNEUMONIA": (None, None, None),
+        "normal": (None, None, None),
+        "x/person12_virus_3.jpeg": (None, "kermany:person12_virus", "viral"),
+        "person12_virus_3/x.jpeg": (None, None, None),
+        "NORMAL/NORMAL2-IM-0001-0001.jpeg": (0, "kermany:NORMAL2-IM-0001", None),
+        "NORMAL/IM-01\n-0001.jpeg": (0, None, None),
+        "NORMAL\n/normal/IM-01-0001.jpeg": (0, "kermany:IM-01", None),
+        "PNEUMONIA/xperson1_bacteria_1.png": (1, None, None),
+    }
+    known = from_paths(pa.chunked_array([list(cases)]), "auto")
+    rows = zip(*(known[name].to_pylist() for name in ("label", "patient", "etiology")), strict=True)
+    assert dict(zip(cases, rows, strict=True)) == cases
+    assert from_paths(pa.chunked_array([list(cases)]), "none")["patient"].null_count == len(cases)
+
+
+KEYS = ["a/b.png", "a/c.png", "b.png", "c", "b", "id-of-a/b.png", "elsewhere"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(["0", "1", "pending"])), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -> None:
+    paths = ["a/b.png", "a/c.png", "b.png", "d/b"]
+    text = "uri,label,patient,sex\n" + "".join(f"{key},{label},p{i},s{i}\n" for i, (key, label) in enumerate(rows))
+    storage.write_bytes("memory://labels/l.csv", text.encode())
+    last = {key: (label, i) for i, (key, label) in enumerate(rows)}
+
+    def expected(path: str) -> tuple[bool, int | None, str | None, str | None]:
+        name = path.rsplit("/", 1)[-1]
+        for key in (path, f"id-of-{path}", name, name.rsplit(".", 1)[0]):
+            if key in last:
+                label, i = last[key]
+                return True, {"0": 0, "1": 1, "pending": None}[label], f"patient:p{i}", f"s{i}"
+        return False, None, None, None
+
+    table = LabelTable(Archive(uri="x", labels="memory://labels/l.csv"))
+    found = table.find(pa.chunked_array([paths]), pa.chunked_array([[f"id-of-{path}" for path in paths]]))
+    columns = (found[name].to_pylist() for name in ("found", "label", "patient", "sex"))
+    assert list(zip(*columns, strict=True)) == [expected(path) for path in paths]
+
+
+def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [bytes([i]) * 1000 for i in range(40)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=4, compression="none")
+    monkeypatch.setattr(fetch, "CACHE_BYTES", 10_000)
+    fetch.forget()
+    uris = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))["uri"].to_pylist()
+    assert list(fetch.fetch_many(uris)) == images
+    assert sum(values.nbytes for values in fetch._row_groups._kept.values()) <= 10_000
+    assert isinstance(fetch.fetch(uris[0], limit=999), storage.TooLargeError)
+    assert fetch.fetch(uris[0], limit=1000) == images[0]
+    assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#bytes#40"), OSError)
+    assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#other#0"), OSError)
+    assert isinstance(fetch.fetch(f"{tmp_path}/gone.parquet#bytes#0"), FileNotFoundError)
+    copies = pa.table({"bytes": [b"a", b"b", b"a", None, b"b", b"a"]})
+    pq.write_table(copies, tmp_path / "films.parquet", row_group_size=2)
+    fetch.forget()
+    table = catalog.find_duplicates(catalog.build(Archive(uri=str(tmp_path / "films.parquet"))))
+    ids = table["image_id"].to_pylist()
+    assert table["duplicate_of"].to_pylist() == [None, None, ids[0], None, ids[1], ids[0]]
+
+
+def test_a_file_named_like_a_row_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet#b.png").write_bytes(b"1")
+    (tmp_path / "c.png").write_bytes(b"2")
+    table = catalog.build(Archive(uri=str(tmp_path)))
+    assert list(fetch.fetch_many(table["uri"].to_pylist())) == [b"1", b"2"]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Iterator[Path]:
+    for index in range(3000):
+        path = tmp_path / f"{index % 7}" / f"{index:05}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.truncate(path, 1000 + index)
+    yield tmp_path
+
+
+def test_only_files_that_share_a_size_are_read(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (many / "copy.dcm").write_bytes(bytes(1500))
+    (many / "differs.dcm").write_bytes(b"1" * 1501)
+    table = catalog.build(Archive(uri=str(many)))
+    read = []
+
+    def count(uri: str, limit: int | None = None) -> bytes:
+        read.append(uri)
+        return Path(uri).read_bytes()
+
+    monkeypatch.setattr(fetch, "fetch", count)
+    found = catalog.find_duplicates(table)
+    assert len(read) == 4
+    assert len(found) - found["duplicate_of"].null_count == 1
+    assert len(found) - found["sha256"].null_count == 4
 
 
 @pytest.mark.shared

@@ -130,3 +130,16 @@ def test_two_roots_with_the_same_path_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold the same path"):
         catalog.build(Archive(uri=manifest, roots=("s3://films/a", "s3://films/b")))
     assert len(catalog.build(Archive(uri=manifest, roots=("s3://films",)))) == 2
+
+
+def test_a_star_takes_the_latest(tmp_path: Path) -> None:
+    rows: list[Row] = [("base/a.png", True, False, 1, "e")]
+    uri = write_inventory(str(tmp_path), "CSV", rows)
+    for night in ("2024-12-31T01-00Z", "2024-01-31T01-00Z/deeper"):
+        storage.write_bytes(str(tmp_path / night / "manifest.json"), b"not this one")
+    (tmp_path / "2026-01-01T01-00Z").mkdir()
+    roots = ("s3://films/base",)
+    star = str(tmp_path / "*" / "manifest.json")
+    assert catalog.build(Archive(uri=star, roots=roots)).equals(catalog.build(Archive(uri=uri, roots=roots)))
+    with pytest.raises(ValueError, match="no folder below .* holds the manifest.json"):
+        catalog.build(Archive(uri=str(tmp_path / "gone" / "*" / "manifest.json"), roots=roots))

@@ -1,11 +1,12 @@
 """Roots: whatever a manifest states, what it may read lies below a root."""
 
 import os
+from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pneumobatch import storage
@@ -55,3 +56,53 @@ def test_plain_paths_are_allowed(path: str) -> None:
 def test_a_missing_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="write plain paths"):
         Roots(_ROOTS, "manifest").below(pa.array(["/data/films/a", None]))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with links that stay in it and links that leave it."""
+    above = tmp_path_factory.mktemp("site")
+    (above / "base" / "a").mkdir(parents=True)
+    (above / "base-evil").mkdir()
+    for name in ("secret.png", "base-evil/secret.png", "base/b.png", "base/a/b.png", "base/a/secret.png"):
+        (above / name).write_bytes(b"secret" if "secret" in name and "base/" not in name else b"ours")
+    (above / "base" / "link").symlink_to(above)
+    (above / "base" / "linked.png").symlink_to(above / "secret.png")
+    (above / "base" / "inner.png").symlink_to(above / "base" / "b.png")
+    (above / "entry").symlink_to(above / "base")
+    (above / "base" / "link.parquet").symlink_to(above / "secret.png")
+    return above / "base"
+
+
+# What local paths are attacked with: ways up, encodings of them, links, other places.
+_PIECES = [
+    "..", ".", "", "a", "b.png", "base", "base-evil", "link", "linked.png", "inner.png", "secret.png", "%2e%2e",
+    "..%2f..", "..\\..", "\0", "file:", "s3:", "~", " ..", "...", "\u2024\u2024", "x.parquet#bytes#0",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.lists(st.sampled_from(_PIECES), min_size=1, max_size=6).map("/".join), st.text(max_size=30)))
+@example("link/secret.png")
+@example("linked.png")
+@example("a/../../secret.png")
+@example("link.parquet#bytes#0")
+def test_no_file_outside_is_named(base: Path, value: str) -> None:
+    uris = absolute(pa.array([value]), str(base))
+    try:
+        (path,) = Roots((str(base),), "manifest").required(uris).to_pylist()
+    except ValueError as error:
+        assert "/" not in value or value not in str(error)
+        return
+    (uri,) = uris.to_pylist()
+    assert uri == f"{base}/{path}"
+    assert "//" not in uri
+    file = uri.partition(".parquet#")
+    assert os.path.realpath(file[0] + (".parquet" if file[1] else "")).startswith(str(base.resolve()) + "/")
+
+
+def test_links_within_the_root_and_to_the_root_are_followed(base: Path) -> None:
+    entry = str(base.parent / "entry")
+    for root in (str(base), entry):
+        uris = absolute(pa.array(["inner.png", "./a//b.png", f"file://{root}/b.png"]), root)
+        assert Roots((root,), "manifest").required(uris).to_pylist() == ["inner.png", "a/b.png", "b.png"]
