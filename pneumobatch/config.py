@@ -189,6 +189,9 @@ class Training(Section):
     """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
     target_value: Fraction = 0.95
     """Rate to reach for target sensitivity or specificity."""
+    uncertain: tuple[Fraction, Fraction] = (0.99, 0.99)
+    """Films whose probability lies in a band around the threshold are marked uncertain: the narrowest band with this
+    sensitivity at its low end and this specificity at its high end on the validation fold; [0, 0]: no band."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures survived by restarting from the last checkpoint."""
     checkpoints_to_keep: Annotated[int, Field(ge=1)] = 2
@@ -272,7 +275,8 @@ class Evaluation(Section):
     min_cell: Annotated[int, Field(ge=0)] = 20
     """Subgroups with fewer labelled images are suppressed."""
     prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Local prevalence at which PPV and NPV are given; default: that of the labelled images."""
+    """Local prevalence of pneumonia at which PPV, NPV, and the calibration of probabilities that are corrected for it,
+    are given beside those of the labelled films; unset: they are not."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the bootstrap."""
     drift_images: Annotated[int, Field(ge=20)] = 100

@@ -8,8 +8,9 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""1: first; 2: `version`, the keyed identities, and label versions of summaries. `upgraded` reads older files."""
+SCHEMA_VERSION = 3
+"""1: first; 2: `version`, the keyed identities, and label versions of summaries; 3: `uncertain`, and what summaries say
+of it and of a local prevalence. `upgraded` reads older files."""
 
 
 class Status(StrEnum):
@@ -73,6 +74,7 @@ _PREDICTION_HEAD = {
     "probability": pa.float64(),
     "predicted_label": pa.int8(),
     "threshold": pa.float64(),
+    "uncertain": pa.bool_(),  # the probability lies in the model's uncertain band; NULL where it has none
     "model_id": pa.string(),
     "run_id": pa.string(),
     "label": pa.int8(),
@@ -173,12 +175,16 @@ WITH_INTERVAL = (
 )  # fmt: skip
 """Metrics of a summary that stand with `_low` and `_high`, the bounds of their 95 % interval."""
 
+LOCAL = ("local_ppv", "local_npv", "local_brier", "local_ece")
+"""Those at the local prevalence, likewise."""
+
 
 def summary_schema() -> pa.Schema:
     """Schema of the summaries: one row per subgroup value and threshold, of the scored films whose label is known.
 
     The row with subgroup `all` (value NULL) and threshold_kind `bundle` is the headline. The bundle's own threshold
-    has a row for every subgroup value; the grid (kind `grid`) has rows for `all` and for every value large enough.
+    has a row for every subgroup value; the grid (kind `grid`) has rows for `all` and for every value large enough. A
+    row of kind `certain` is at the bundle's threshold too, of the films outside the model's uncertain band alone.
     A value with fewer labelled films than evaluation.min_cell is `suppressed`: one bundle row with `images` only.
     That guards against reading noise; it is no disclosure control, as one hidden value is the rest's difference.
 
@@ -188,9 +194,16 @@ def summary_schema() -> pa.Schema:
     metrics.enough_resamples) for auroc, average_precision, brier and ece, that of ece moved back by its bootstrap
     bias; DeLong on the logit scale for auroc_delong. What does not depend on the
     threshold stands in bundle rows only. Undefined values and intervals of no width are NULL.
+
+    The `local_` columns stand where evaluation.prevalence states a prevalence: PPV and NPV that sensitivity and
+    specificity make there (metrics.predictive_values), and Brier score and ECE of the probabilities that are corrected
+    from `model_prevalence`, under which the model is calibrated, to it (metrics.shift_prior), over the same films
+    weighted to it.
     """
     counts = ("labelled", "positives", "negatives", "tp", "fp", "tn", "fn")
-    metrics = [f"{name}{bound}" for name in WITH_INTERVAL for bound in ("", "_low", "_high")]
+    metrics, local = (
+        [f"{name}{bound}" for name in names for bound in ("", "_low", "_high")] for names in (WITH_INTERVAL, LOCAL)
+    )
     return _versioned(
         {
             "run_id": pa.string(),
@@ -202,10 +215,13 @@ def summary_schema() -> pa.Schema:
             "subgroup": pa.string(),  # "all" or the column's name
             "value": pa.string(),  # NULL for "all"; "unknown" where the column is NULL
             "images": pa.int64(),  # every row of the subgroup, whatever became of it
+            "scored": pa.int64(),  # of them, those with a probability
+            "uncertain": pa.int64(),  # of these, those in the model's uncertain band; NULL where it has none
         }
         | dict.fromkeys(counts, pa.int64())
         | {"suppressed": pa.bool_()}
         | dict.fromkeys([*metrics, "auroc_delong_low", "auroc_delong_high"], pa.float64())
+        | dict.fromkeys(["model_prevalence", "local_prevalence", *local], pa.float64())
         | {"evaluated_at": pa.timestamp("us", tz="UTC")}
     )
 
@@ -255,6 +271,7 @@ _WORKLIST = {
     "uri": pa.string(),
     "probability": pa.float64(),
     "predicted_label": pa.int8(),
+    "uncertain": pa.bool_(),
     "view": pa.string(),
     "age_years": pa.int16(),
     "sex": pa.string(),

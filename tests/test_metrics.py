@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from pneumobatch import metrics
 from pneumobatch.metrics.curves import Ranking, Weighted
@@ -49,6 +51,14 @@ def test_the_papers_accuracy_has_the_wilson_interval_of_reading_1():
 )
 def test_wilson_agrees_with_newcombes_table(successes, n, low, high):
     assert metrics.wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@EXAMPLES
+@given(st.integers(1, 2000), st.data())
+def test_wilson_agrees_with_scipy(n, data):
+    successes = data.draw(st.integers(0, n))
+    wanted = binomtest(successes, n).proportion_ci(method="wilson")
+    assert metrics.wilson(successes, n) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
 def test_wilson_of_all_and_none():
@@ -153,8 +163,16 @@ def test_ece_and_reliability_by_hand():
     # Bins of a half: |0.15 − 0.5| and |0.9 − 1|, two films each.
     assert metrics.ece(labels, scores, bins=2) == pytest.approx(0.225)
     low, high = metrics.reliability(labels, scores, bins=2)
-    assert low == pytest.approx((0.0, 0.5, 0.15, 1, 2))
-    assert high == pytest.approx((0.5, 1.0, 0.9, 2, 2))
+    assert low == pytest.approx((0.0, 0.5, 0.15, 0.5, 1, 2))
+    assert high == pytest.approx((0.5, 1.0, 0.9, 1.0, 2, 2))
+
+
+def test_reliability_is_scikit_learns_curve():
+    labels, scores = draw()
+    observed, stated = calibration_curve(labels, scores, n_bins=7)
+    rows = metrics.reliability(labels, scores, bins=7)
+    assert [row.observed for row in rows] == pytest.approx(observed.tolist())
+    assert [row.probability for row in rows] == pytest.approx(stated.tolist())
 
 
 def test_delong_agrees_with_every_pair():
@@ -166,6 +184,17 @@ def test_delong_agrees_with_every_pair():
     assert metrics.delong(labels, scores) == pytest.approx((kernel.mean(), variance))
     low, high = metrics.delong_interval(labels, scores)
     assert low < kernel.mean() < high
+
+
+def test_delong_agrees_with_a_published_example():
+    # CT ratings of Hanley & McNeil, Radiology 143 (1982), table I; area, standard error and 95 % interval of DeLong as
+    # the manual of Stata's roctab gives them.
+    normal, abnormal = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
+    scores = np.concatenate([np.repeat(np.arange(5), counts) for counts in (normal, abnormal)])
+    area, variance = metrics.delong([0] * 58 + [1] * 51, scores)
+    half = metrics.Z95 * variance**0.5
+    assert (area, variance**0.5) == pytest.approx((0.8932, 0.0307), abs=5e-5)
+    assert (area - half, area + half) == pytest.approx((0.83295, 0.95339), abs=5e-6)
 
 
 def test_bootstrap_agrees_with_delong_where_films_are_independent():
@@ -310,6 +339,103 @@ def test_predictive_values_by_bayes_rule():
     assert metrics.ppv_npv(0.9, 0.9, 0.01)[0] == pytest.approx(0.0833, abs=1e-4)
     assert metrics.ppv_npv(0.0, 1.0, 0.3) == (None, pytest.approx(0.7))
     assert metrics.ppv_npv(1.0, 0.0, 0.3) == (pytest.approx(0.3), None)
+
+
+@EXAMPLES
+@given(films, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_outside_the_uncertain_band_both_rates_hold_and_calls_are_those_of_the_threshold(rows, low_rate, high_rate, at):
+    labels, scores = split(rows)
+    scores = 0.05 + 0.9 * scores
+    low, high = metrics.uncertain_band(labels, scores, at, low_rate, high_rate)
+    assert 0 <= low <= at <= high <= 1
+    assert (scores[labels == 1] >= low).mean() >= low_rate - 1e-9
+    assert (scores[labels == 0] <= high).mean() >= high_rate - 1e-9
+    # No narrower one does: without its outermost films one rate fails, unless the threshold keeps it.
+    lowest, highest = scores[scores >= low].min(initial=1), scores[scores <= high].max(initial=0)
+    if lowest < at:
+        assert (scores[labels == 1] > lowest).mean() < low_rate
+    if highest > at:
+        assert (scores[labels == 0] < highest).mean() < high_rate
+
+
+def test_no_rates_no_band_and_separated_classes_neither():
+    labels, scores = [0, 0, 1, 1], [0.1, 0.4, 0.6, 0.9]
+    assert metrics.uncertain_band(labels, [0.1, 0.7, 0.6, 0.9], 0.65, 0, 0) == (0.65, 0.65)
+    assert metrics.uncertain_band(labels, scores, 0.5, 0.99, 0.99) == (0.5, 0.5)
+    assert metrics.uncertain_band([0, 1], [1.0, 0.5], 0.5, 1.0, 1.0) == (0.25, 1.0)  # a normal film at 1
+
+
+priors = st.floats(0.01, 0.99)
+
+
+@EXAMPLES
+@given(films, priors, priors)
+def test_a_shifted_prior_is_bayes_rule_and_can_be_taken_back(rows, source, target):
+    _, scores = split(rows)
+    shifted = metrics.shift_prior(scores, source, target)
+    # Saerens et al., eq. 2.4, as it stands there.
+    sick, well = scores * target / source, (1 - scores) * (1 - target) / (1 - source)
+    assert shifted == pytest.approx(sick / (sick + well))
+    assert metrics.shift_prior(shifted, target, source) == pytest.approx(scores)
+    assert metrics.shift_prior(scores, source, source) == pytest.approx(scores)
+    assert metrics.shift_prior([source], source, target) == pytest.approx([target])
+
+
+def test_a_shifted_prior_is_calibrated_where_it_is_true():
+    generator = np.random.default_rng(0)
+
+    def sample(prevalence, films):
+        labels = (generator.random(films) < prevalence).astype(int)
+        logits = generator.normal(2.0 * labels - 1, 1)  # whose log-likelihood ratio is 2x
+        return labels, 1 / (1 + np.exp(-(2 * logits + np.log(0.7 / 0.3))))  # calibrated at .7
+
+    labels, scores = sample(0.1, 40_000)
+    corrected = metrics.shift_prior(scores, 0.7, 0.1)
+    assert metrics.ece(labels, scores) > 0.2 and metrics.ece(labels, corrected) < 0.01
+    # Films of another prevalence, weighted to the local one, say the same of the corrected probabilities.
+    labels, scores = sample(0.6, 40_000)
+    corrected, weights = metrics.shift_prior(scores, 0.7, 0.1), metrics.prevalence_weights(labels, 0.1)
+    assert weights.sum() == pytest.approx(labels.size) and weights @ labels == pytest.approx(0.1 * labels.size)
+    assert metrics.ece(labels, corrected, weights) < 0.01
+    low, high = metrics.percentile(metrics.bootstrap(labels[:900], corrected[:900], None, 300, 0, 10, 0.1)["brier"])
+    assert low < metrics.brier(labels, corrected, weights) < high
+
+
+def test_a_resample_is_weighted_to_the_prevalence_as_its_own_films_are():
+    labels, scores = draw(films=70)
+    draws = metrics.bootstrap(labels, scores, np.arange(70), 4, 3, 10, 0.05)
+    generator = np.random.default_rng(3)
+    for drawn, picked in zip(draws["brier"], generator.integers(70, size=(4, 70)), strict=True):
+        weights = metrics.prevalence_weights(labels[picked], 0.05)
+        assert drawn == pytest.approx(metrics.brier(labels[picked], scores[picked], weights))
+    with pytest.raises(ValueError, match="both classes"):
+        metrics.prevalence_weights([1, 1], 0.1)
+
+
+@EXAMPLES
+@given(matrices, priors)
+def test_predictive_values_are_bayes_rule_within_their_interval(rows, prevalence):
+    columns = metrics.predictive_values(np.array(rows), prevalence)
+    for i, row in enumerate(rows):
+        counts = metrics.Counts(*row)
+        if counts.positives and counts.negatives:
+            wanted = metrics.ppv_npv(counts.rate("sensitivity"), counts.rate("specificity"), prevalence)
+            for name, value in zip(("ppv", "npv"), wanted, strict=True):
+                found, low, high = (columns[f"{name}{bound}"][i] for bound in ("", "_low", "_high"))
+                if value is not None:
+                    assert found == pytest.approx(value) and 0 <= low <= found + 1e-12 <= high + 2e-12 <= 1 + 3e-12
+                else:
+                    assert np.isnan(found)
+
+
+@pytest.mark.parametrize(("sensitivity", "specificity", "prevalence"), [(0.95, 0.9, 0.05), (0.99, 0.97, 0.3)])
+def test_intervals_of_predictive_values_cover_them_as_often_as_they_say(sensitivity, specificity, prevalence):
+    generator, sick, well = np.random.default_rng(0), 390, 234
+    tp, tn = generator.binomial(sick, sensitivity, 4000), generator.binomial(well, specificity, 4000)
+    columns = metrics.predictive_values(np.column_stack([tp, well - tn, tn, sick - tp]), prevalence)
+    for name, value in zip(("ppv", "npv"), metrics.ppv_npv(sensitivity, specificity, prevalence), strict=True):
+        covered = (columns[f"{name}_low"] <= value) & (value <= columns[f"{name}_high"])
+        assert 0.935 < covered.mean() < 0.985
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def evaluate(job: Job) -> Result:
     """
     record, predictions, runs = load(job)
     predictions = with_known_labels(predictions, job)
-    summary = summarise(predictions, job.evaluation, record)
-    own = predictions.filter(pc.equal(predictions["run_id"], record["run_id"]))
     bundle = find_bundle(record)
+    summary = summarise(predictions, job.evaluation, record, bundle.prevalence)
+    own = predictions.filter(pc.equal(predictions["run_id"], record["run_id"]))
     reference = drift.read_reference(bundle)
     rows = own_films(job, record, drift.COLUMNS)
     measured = None if reference.films is None else drift.measure(reference.films, rows, job.evaluation, record)

@@ -16,12 +16,12 @@ from pneumobatch.config import Job
 Record = Mapping[str, Any]
 
 COLUMNS = (
-    "image_id", "uri", "status", "reason", "probability", "predicted_label", "threshold", "model_id", "run_id",
-    "label", "patient", *tables.KEYED, "age_years", "sex", "view", "manufacturer",
+    "image_id", "uri", "status", "reason", "probability", "predicted_label", "threshold", "uncertain", "model_id",
+    "run_id", "label", "patient", *tables.KEYED, "format", "age_years", "sex", "view", "manufacturer",
 )  # fmt: skip
 """What an evaluation reads of a film, besides the subgroups of its label table."""
 
-FEW_VALUES = {"status", "reason", "model_id", "run_id", "sex", "view", "manufacturer"}
+FEW_VALUES = {"status", "reason", "model_id", "run_id", "format", "sex", "view", "manufacturer"}
 """Columns of few different values: a million films name them by number."""
 
 
@@ -144,6 +144,13 @@ class Bundle(NamedTuple):
     content: dict[str, Any]
     """bundle.json; empty where `missing`."""
     missing: str | None = None
+
+    @property
+    def prevalence(self) -> float | None:
+        """Prevalence of pneumonia among the validation films, under which the probabilities are calibrated."""
+        data = self.content.get("data", {})
+        sick, well = data.get("validation_sick"), data.get("validation_well")
+        return sick / (sick + well) if sick and well else None
 
 
 def find_bundle(record: Record) -> Bundle:

@@ -29,13 +29,16 @@ class Scored(NamedTuple):
     """Of pneumonia, 0–1 [N]."""
     patients: NDArray[np.int32] | None
     """A number for the patient of each film [N], or None where no patient is known."""
+    uncertain: NDArray[np.bool_] | None
+    """Whether the probability lies in the model's uncertain band [N], or None where it has none."""
     rows: NDArray[np.int64]
     """Where the films stand in the predictions [N]."""
 
     def take(self, index: NDArray[np.int64]) -> Self:
         """Returns some of the films."""
         patients = None if self.patients is None else self.patients[index]
-        return type(self)(self.labels[index], self.probabilities[index], patients, self.rows[index])
+        uncertain = None if self.uncertain is None else self.uncertain[index]
+        return type(self)(self.labels[index], self.probabilities[index], patients, uncertain, self.rows[index])
 
 
 def statuses(predictions: pa.Table) -> dict[tuple[str, str | None], int]:
@@ -50,14 +53,16 @@ def scored(predictions: pa.Table) -> Scored:
     """Returns the films that count: status scored, label known."""
     counted = pc.and_(pc.equal(predictions["status"], tables.Status.SCORED.value), predictions["label"].is_valid())
     rows = np.flatnonzero(counted.to_numpy())
-    films = predictions.select(["image_id", "label", "probability", "patient"]).take(pa.array(rows))
+    films = predictions.select(["image_id", "label", "probability", "patient", "uncertain"]).take(pa.array(rows))
     order = pc.sort_indices(films["image_id"]).to_numpy()  # the bootstrap must not depend on the order of files
     patients = None
     if films["patient"].null_count < len(films):
         # A film of unknown patient is a patient of its own. Numbered in order of image_id, whatever order they came in.
         names = pc.coalesce(films["patient"], films["image_id"]).take(pa.array(order))
         patients = names.combine_chunks().dictionary_encode().indices.to_numpy()
-    return Scored(films["label"].to_numpy()[order], films["probability"].to_numpy()[order], patients, rows[order])
+    uncertain = None if films["uncertain"].null_count else films["uncertain"].to_numpy()[order]
+    labels, probabilities = (films[name].to_numpy()[order] for name in ("label", "probability"))
+    return Scored(labels, probabilities, patients, uncertain, rows[order])
 
 
 def operating_threshold(predictions: pa.Table, scope: str) -> float | None:
@@ -106,10 +111,18 @@ class _Part(NamedTuple):
     subgroup: str
     value: str | None
     images: int
+    scored: int
+    uncertain: int | None
     films: Scored
 
 
-def summarise(predictions: pa.Table, options: config.Evaluation, record: Mapping[str, Any]) -> pa.Table:
+BUNDLE, CERTAIN, GRID = range(3)
+KINDS = pa.array(["bundle", "certain", "grid"])
+
+
+def summarise(
+    predictions: pa.Table, options: config.Evaluation, record: Mapping[str, Any], prior: float | None = None
+) -> pa.Table:
     """Summarises predictions (`tables.prediction_schema`) into `tables.summary_schema`.
 
     Only rows with status scored and a known label are counted; `images` says how many rows there are in all.
@@ -118,6 +131,7 @@ def summarise(predictions: pa.Table, options: config.Evaluation, record: Mapping
         predictions: Of the run, or of all its model's runs up to it (evaluation.scope).
         options: How.
         record: The run's record; run_id and model_id are read.
+        prior: Prevalence under which the model's probabilities are calibrated; None: unknown.
 
     Raises:
         ValueError: The predictions mix models or thresholds (or runs, of scope `run`), or contradict themselves.
@@ -129,31 +143,64 @@ def summarise(predictions: pa.Table, options: config.Evaluation, record: Mapping
         "scope": options.scope,
         "label_version": label_version(predictions),
         "evaluated_at": datetime.now(UTC),
+        "model_prevalence": prior,
+        "local_prevalence": options.prevalence,
     }
-    points = np.linspace(0, 1, options.thresholds)
-    parts, matrices, scores = [], [], []
-    for part in _parts(with_age_bands(predictions)):
-        films, hidden = part.films, part.subgroup != "all" and part.films.labels.size < options.min_cell
-        at = np.append(2.0 if threshold is None else threshold, points if films.labels.size and not hidden else [])
-        parts.append(part)
-        matrices.append(metrics.confusion(films.labels, films.probabilities, at))
-        scores.append({"suppressed": hidden} | ({} if hidden else _score_cells(films, options)))
-    return _table(head, threshold, points, parts, matrices, scores)
+    parts = list(_parts(with_age_bands(predictions)))
+    hidden = [part.subgroup != "all" and part.films.labels.size < options.min_cell for part in parts]
+    rows = [_rows(part.films, threshold, options, none) for part, none in zip(parts, hidden, strict=True)]
+    scores = [
+        {"suppressed": none} | ({} if none else _score_cells(part.films, options, prior))
+        for part, none in zip(parts, hidden, strict=True)
+    ]
+    return _table(head, parts, rows, scores)
+
+
+class _Rows(NamedTuple):
+    """The rows of one part: at the bundle's threshold, of the certain films alone, then the grid."""
+
+    kinds: NDArray[np.int64]
+    """Index into `KINDS` [R]."""
+    thresholds: NDArray[np.float64]
+    """NaN where nothing was scored [R]."""
+    counts: metrics.Ints
+    """Confusion matrices [R, 4]."""
+
+
+def _rows(films: Scored, threshold: float | None, options: config.Evaluation, hidden: bool) -> _Rows:
+    points = np.linspace(0, 1, options.thresholds) if films.labels.size and not hidden else np.zeros(0)
+    at = np.append(np.nan if threshold is None else threshold, points)
+    kinds = np.append(BUNDLE, np.full(points.size, GRID))
+    counts = metrics.confusion(films.labels, films.probabilities, np.nan_to_num(at, nan=2.0))
+    if films.uncertain is not None and not hidden and threshold is not None:
+        sure = films.take(np.flatnonzero(~films.uncertain))
+        if sure.labels.size >= options.min_cell:
+            row = metrics.confusion(sure.labels, sure.probabilities, [threshold])
+            counts, at = np.insert(counts, 1, row, axis=0), np.insert(at, 1, threshold)
+            kinds = np.insert(kinds, 1, CERTAIN)
+    return _Rows(kinds, at, counts)
 
 
 def _parts(predictions: pa.Table) -> Iterator[_Part]:
     films = scored(predictions)
-    yield _Part("all", None, len(predictions), films)
+    done = pc.equal(predictions["status"], tables.Status.SCORED.value).to_numpy()
+    unsure = pc.fill_null(predictions["uncertain"], False).to_numpy()
+    marked = predictions["uncertain"].null_count < len(predictions)
+    yield _Part("all", None, len(predictions), int(done.sum()), int(unsure.sum()) if marked else None, films)
     for column in tables.subgroup_columns(predictions.column_names):
         if predictions[column].null_count == len(predictions):
             continue
         numbers, names = encoded(predictions[column])
-        images = np.bincount(numbers, minlength=len(names))
+        images, done_here, unsure_here = (
+            np.bincount(rows, minlength=len(names)) for rows in (numbers, numbers[done], numbers[unsure])
+        )
         order = np.argsort(numbers[films.rows], kind="stable")
         ends = np.cumsum(np.bincount(numbers[films.rows], minlength=len(names)))
         natural = _natural(column)
         for i in sorted(np.flatnonzero(images).tolist(), key=lambda i: natural(names[i])):
-            yield _Part(column, names[i], int(images[i]), films.take(order[ends[i - 1] if i else 0 : ends[i]]))
+            part = films.take(order[ends[i - 1] if i else 0 : ends[i]])
+            uncertain = int(unsure_here[i]) if marked else None
+            yield _Part(column, names[i], int(images[i]), int(done_here[i]), uncertain, part)
 
 
 def _natural(column: str) -> Any:
@@ -161,9 +208,9 @@ def _natural(column: str) -> Any:
     return lambda value: (value == "unknown", bands.get(value, 0), value)
 
 
-def _score_cells(films: Scored, options: config.Evaluation) -> dict[str, float | None]:
+def _score_cells(films: Scored, options: config.Evaluation, prior: float | None) -> dict[str, float | None]:
     """What does not depend on the threshold, with its intervals."""
-    labels, probabilities, patients, _ = films
+    labels, probabilities, patients = films[:3]
     resamples = metrics.enough_resamples(options.bootstrap, labels.size)
     draws = metrics.bootstrap(labels, probabilities, patients, resamples, options.seed, options.bins)
     cells: dict[str, float | None] = {}
@@ -171,26 +218,27 @@ def _score_cells(films: Scored, options: config.Evaluation) -> dict[str, float |
         low, high = metrics.percentile(draws[name], about=value if name == "ece" else None) or (None, None)
         cells |= {name: value, f"{name}_low": low, f"{name}_high": high}
     low, high = metrics.delong_interval(labels, probabilities) or (None, None)
-    return cells | {"auroc_delong_low": low, "auroc_delong_high": high}
+    cells |= {"auroc_delong_low": low, "auroc_delong_high": high}
+    local = options.prevalence
+    if local is not None and prior is not None and 0 < labels.sum() < labels.size:
+        corrected, weights = metrics.shift_prior(probabilities, prior, local), metrics.prevalence_weights(labels, local)
+        draws = metrics.bootstrap(labels, corrected, patients, resamples, options.seed, options.bins, local)
+        brier, ece = metrics.brier(labels, corrected, weights), metrics.ece(labels, corrected, weights, options.bins)
+        for name, value, centre in (("brier", brier, None), ("ece", ece, ece)):
+            low, high = metrics.percentile(draws[name], about=centre) or (None, None)
+            cells |= {f"local_{name}": value, f"local_{name}_low": low, f"local_{name}_high": high}
+    return cells
 
 
-def _table(
-    head: Mapping[str, Any],
-    threshold: float | None,
-    points: NDArray[np.float64],
-    parts: list[_Part],
-    matrices: list[metrics.Ints],
-    scores: list[dict[str, Any]],
-) -> pa.Table:
+def _table(head: Mapping[str, Any], parts: list[_Part], rows: list[_Rows], scores: list[dict[str, Any]]) -> pa.Table:
     """Puts the parts together column by column: a thousand sites of a hundred thresholds are many rows.
 
-    Each part has a row for the bundle's threshold, which also holds what does not depend on it, then its grid.
+    A part's row for the bundle's threshold also holds what does not depend on it.
     """
-    lengths = np.array([len(rows) for rows in matrices])
+    lengths = np.array([len(part.kinds) for part in rows])
     part = pa.array(np.repeat(np.arange(len(parts)), lengths))
-    row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    bundle, hidden = row == 0, np.repeat([cells["suppressed"] for cells in scores], lengths)
-    counts = np.concatenate(matrices)
+    kinds, at, counts = (np.concatenate(columns) for columns in zip(*rows, strict=True))
+    bundle, hidden = kinds == BUNDLE, np.repeat([cells["suppressed"] for cells in scores], lengths)
     labelled, positives = counts.sum(1), counts[:, 0] + counts[:, 3]
     low, high = metrics.wilson_bounds(positives, labelled)
     rates = metrics.rates(counts) | {
@@ -200,21 +248,23 @@ def _table(
     }
     whole = dict(zip(("tp", "fp", "tn", "fn"), counts.T, strict=True))
     whole |= {"labelled": labelled, "positives": positives, "negatives": labelled - positives}
-    at = np.where(bundle, np.nan if threshold is None else threshold, points[row - 1])
+    if head["local_prevalence"] is not None:
+        local = metrics.predictive_values(counts, head["local_prevalence"])
+        rates |= {f"local_{name}": values for name, values in local.items()}
     columns: dict[str, Any] = {
         "threshold": pa.array(at, from_pandas=True),
-        "threshold_kind": pc.if_else(pa.array(bundle), "bundle", "grid"),
+        "threshold_kind": KINDS.take(pa.array(kinds)),
         "suppressed": pa.array(hidden),
         **{name: pa.array(values, mask=hidden) for name, values in whole.items()},
         **{name: pa.array(values, mask=hidden | np.isnan(values)) for name, values in rates.items()},
-        **{name: pa.array([getattr(p, name) for p in parts]).take(part) for name in ("subgroup", "value", "images")},
+        **{name: pa.array([getattr(p, name) for p in parts]).take(part) for name in _Part._fields[:5]},
     }
     schema = tables.summary_schema()
     for field in schema:
         if field.name in head:
-            columns[field.name] = pa.repeat(pa.scalar(head[field.name], field.type), len(row))
+            columns[field.name] = pa.repeat(pa.scalar(head[field.name], field.type), len(at))
         elif field.name not in columns:
-            values = np.full(len(row), np.nan)
+            values = np.full(len(at), np.nan)
             values[bundle] = [np.nan if cells.get(field.name) is None else cells[field.name] for cells in scores]
             columns[field.name] = pa.array(values, from_pandas=True)
     return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)

@@ -5,7 +5,13 @@ pneumonia when `probability >= threshold`. Counts merge by addition and rates co
 (no film in the denominator, one class only) is None, never NaN. Intervals are 95 % unless z says otherwise.
 """
 
-from pneumobatch.metrics.calibration import choose_threshold, fit_temperature
+from pneumobatch.metrics.calibration import (
+    choose_threshold,
+    fit_temperature,
+    prevalence_weights,
+    shift_prior,
+    uncertain_band,
+)
 from pneumobatch.metrics.counts import (
     RATES,
     Z95,
@@ -17,6 +23,7 @@ from pneumobatch.metrics.counts import (
     count,
     grid_counts,
     ppv_npv,
+    predictive_values,
     rates,
     wilson,
     wilson_bounds,
@@ -62,8 +69,12 @@ __all__ = [
     "over_thresholds",
     "percentile",
     "ppv_npv",
+    "predictive_values",
+    "prevalence_weights",
     "rates",
     "reliability",
+    "shift_prior",
+    "uncertain_band",
     "wilson",
     "wilson_bounds",
 ]

@@ -1,11 +1,11 @@
-"""What is fitted on validation films: the temperature of the probabilities, and the operating point."""
+"""What is fitted on validation films (temperature, operating point, uncertain band), and what another prior changes."""
 
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pneumobatch.metrics.counts import checked
+from pneumobatch.metrics.counts import Floats, Interval, checked
 from pneumobatch.metrics.curves import operating_points
 
 
@@ -78,3 +78,56 @@ def choose_threshold(
     upper, lower = float(edges[cut]), float(edges[cut + 1])
     middle = lower + (upper - lower) / 2
     return middle if middle > lower else upper  # between adjacent floats there is no middle
+
+
+def uncertain_band(
+    labels: ArrayLike, probabilities: ArrayLike, threshold: float, sensitivity: float, specificity: float
+) -> Interval:
+    """Returns the probabilities, lowest and highest, between which a call is not to be relied on.
+
+    The band is the narrowest around the operating threshold outside which two rates hold on these films: at or above
+    its low end lie at least `sensitivity` of the pneumonias, at or below its high end at least `specificity` of the
+    normal films. So no more than 1 − sensitivity of the pneumonias are called normal with certainty, and no more than
+    1 − specificity of the normal films pneumonia; and a certain call is always that of the threshold. A network that
+    keeps both rates at the threshold itself has an empty band, low = high = threshold.
+
+    Raises:
+        ValueError: A class is missing.
+    """
+    truth, score = checked(labels, probabilities)
+    low = choose_threshold(truth, score, "sensitivity", sensitivity)
+    # Seen from the normal class, which a mirror turns into the one that is looked for.
+    high = 1 - choose_threshold(~truth, 1 - score, "sensitivity", specificity)
+    return min(low, threshold), max(high, threshold)
+
+
+def shift_prior(probabilities: ArrayLike, source: float, target: float) -> Floats:
+    """Returns what probabilities become where pneumonia is more or less frequent than where they were calibrated.
+
+    The posterior odds are multiplied by the ratio of the prior odds; the order of the films never changes. It supposes
+    that films of each class look alike in both places: another machine or another age is not corrected by it.
+
+    Args:
+        probabilities: Of pneumonia, 0–1 [N].
+        source: Prevalence under which they are calibrated, above 0 and below 1.
+        target: Prevalence for which they are wanted, above 0 and below 1.
+
+    Source: Saerens, Latinne & Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, Neural
+    Computation 14 (2002), eq. 2.4.
+    """
+    probability = np.asarray(probabilities, dtype=np.float64)
+    sick, well = probability * (target / source), (1 - probability) * ((1 - target) / (1 - source))
+    return np.asarray(sick / (sick + well))
+
+
+def prevalence_weights(labels: ArrayLike, prevalence: float) -> Floats:
+    """Returns weights [N] under which labelled films have a prevalence; their sum is N.
+
+    Raises:
+        ValueError: A class is missing, or a label is neither 0 nor 1.
+    """
+    truth, _ = checked(labels, np.zeros(np.shape(labels)))
+    positives, films = int(truth.sum()), truth.size
+    if not 0 < positives < films:
+        raise ValueError("prevalence_weights: needs films of both classes")
+    return np.where(truth, prevalence * films / positives, (1 - prevalence) * films / (films - positives))

@@ -181,3 +181,47 @@ def ppv_npv(sensitivity: float, specificity: float, prevalence: float) -> tuple[
     called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
     ppv = sensitivity * prevalence / called if called > 0 else None
     return ppv, (specificity * (1 - prevalence) / (1 - called) if called < 1 else None)
+
+
+def predictive_values(matrices: Ints, prevalence: float) -> dict[str, Floats]:
+    """Returns PPV and NPV at a prevalence of many confusion matrices [R, 4], with `_low` and `_high`; NaN: not defined.
+
+    Sensitivity and specificity are supposed to hold there (Bayes), and the prevalence to be known. Each value falls
+    with a ratio of two independent proportions, PPV with (1 − specificity) / sensitivity and NPV with
+    (1 − sensitivity) / specificity; its interval is that of the ratio, made of both Wilson intervals.
+    """
+    tp, fp, tn, fn = np.ascontiguousarray(matrices.T)
+    odds = prevalence / (1 - prevalence)
+    ratios = {"ppv": (fp, tp, tn + fp, tp + fn, 1 / odds), "npv": (fn, tn, tp + fn, tn + fp, odds)}
+    columns: dict[str, Floats] = {}
+    for name, (wrong, right, wrong_of, right_of, scale) in ratios.items():
+        value, low, high = _ratio((wrong, wrong_of), (right, right_of))
+        columns |= {
+            name: 1 / (1 + value * scale),
+            f"{name}_low": 1 / (1 + high * scale),
+            f"{name}_high": 1 / (1 + low * scale),
+        }
+    return columns
+
+
+def _ratio(first: tuple[Ints, Ints], second: tuple[Ints, Ints]) -> tuple[Floats, Floats, Floats]:
+    """The ratio of two independent proportions, each (successes, n), and the bounds that both Wilson intervals give it.
+
+    It is infinite where the second is 0, and NaN where both are or one has no film.
+
+    Source: Donner & Zou, Statistical Methods in Medical Research 21 (2012), MOVER for a ratio; the lower bound with its
+    numerator made rational.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = (
+        (np.divide(k, n, out=np.full(n.shape, np.nan), where=n > 0), *wilson_bounds(k, n)) for k, n in (first, second)
+    )
+    a_least, a_most, b_least, b_most = (
+        bound * (2 * rate - bound) for rate, bound in ((a, a_low), (a, a_high), (b, b_low), (b, b_high))
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = a / b
+        low = a_least / (a * b + np.sqrt(np.maximum((a * b) ** 2 - a_least * b_most, 0)))
+        high = (a * b + np.sqrt(np.maximum((a * b) ** 2 - a_most * b_least, 0))) / b_least
+    low = np.where((a == 0) & (b > 0), 0.0, low)
+    high = np.where((b == 0) & (a > 0), np.inf, high)
+    return value, np.where(np.isnan(value), np.nan, low), np.where(np.isnan(value), np.nan, high)

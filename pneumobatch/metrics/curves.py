@@ -223,23 +223,30 @@ class Bin(NamedTuple):
     high: float
     probability: float
     """Mean probability of its films."""
+    observed: float
+    """Share of its films with pneumonia."""
     positives: int
     """Its films with pneumonia."""
     films: int
 
 
-def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Returns the bins of `ece` that hold films.
+def reliability(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, weights: Floats | None = None
+) -> list[Bin]:
+    """Returns the bins of `ece` that hold films; weights [N] change their means, not their counts.
 
     Raises:
         ValueError: A probability lies outside 0–1.
     """
     truth, score = checked(labels, probabilities)
     index = _bins(score, bins)
+    weight = np.ones(score.size) if weights is None else weights
     films, positives = np.bincount(index, minlength=bins), np.bincount(index[truth], minlength=bins)
-    sums = np.bincount(index, weights=score, minlength=bins)
+    totals, probability, observed = (
+        np.bincount(index, weights=weight * values, minlength=bins) for values in (np.ones(score.size), score, truth)
+    )
     return [
-        Bin(i / bins, (i + 1) / bins, float(sums[i] / films[i]), int(positives[i]), int(films[i]))
-        for i in range(bins)
-        if films[i]
-    ]
+        Bin(i / bins, (i + 1) / bins, float(probability[i] / totals[i]), float(observed[i] / totals[i]),
+            int(positives[i]), int(films[i]))
+        for i in np.flatnonzero(films).tolist()
+    ]  # fmt: skip

@@ -69,6 +69,7 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     bins: int = 10,
+    prevalence: float | None = None,
 ) -> dict[str, Floats]:
     """Draws the `STATISTICS` over all thresholds from resampled patients, all of them from the same resamples.
 
@@ -81,6 +82,7 @@ def bootstrap(
         resamples: Number of resamples.
         seed: Same seed, same draws, for films in the same order.
         bins: Bins of the expected calibration error.
+        prevalence: Prevalence that the films of every resample are weighted to; None: the one it has.
 
     Returns:
         The draws in which the statistic was defined, [≤ resamples] by name; `percentile` makes an interval of them.
@@ -103,11 +105,23 @@ def bootstrap(
         picked += np.arange(rows)[:, None] * count
         weights = np.bincount(picked.ravel(), minlength=rows * count).reshape(rows, count)
         # Without patients, multiplicities of films in any order are equally likely.
-        weighted = Weighted(films, (weights if member is None else weights[:, member]).astype(np.float64))
+        times = (weights if member is None else weights[:, member]).astype(np.float64)
+        weighted = Weighted(films, times if prevalence is None else _to_prevalence(times, films.truth, prevalence))
         for name, statistic in STATISTICS.items():
             values = statistic(weighted)
             draws[name].append(values[~np.isnan(values)])
     return {name: np.concatenate(parts) for name, parts in draws.items()}
+
+
+def _to_prevalence(weights: Floats, truth: NDArray[np.bool_], prevalence: float) -> Floats:
+    """Scales each class's weights [B, N] to its share; a draw without one of the classes has no weight left."""
+    sick = weights @ truth
+    well = weights.sum(-1) - sick
+    both = (sick > 0) & (well > 0)
+    shares = [
+        np.where(both, share / np.where(both, n, 1), 0.0) for share, n in ((prevalence, sick), (1 - prevalence, well))
+    ]
+    return np.asarray(weights * np.where(truth, shares[0][:, None], shares[1][:, None]))
 
 
 def percentile(draws: Floats, about: float | None = None) -> Interval | None:

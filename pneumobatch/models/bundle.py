@@ -57,6 +57,9 @@ class Bundle(BaseModel):
     """A calibrated probability at or above it is pneumonia; chosen on validation for `target`."""
     target: str
     """What the threshold was chosen for, such as `sensitivity >= 0.95`."""
+    uncertain: tuple[float, float] | None = None
+    """Lowest and highest probability at which a film is marked uncertain, around the threshold; unset: an older bundle,
+    which marks none."""
     validated_age_years: tuple[int, int] | None = None
     """Ages (whole years, inclusive) that the training films cover; unset: unknown."""
     metrics: dict[str, Any] = {}
@@ -73,10 +76,11 @@ class Bundle(BaseModel):
     """SHA-256 of reference.parquet; empty: an older bundle, which has none."""
 
     def identity(self) -> str:
-        """Returns the SHA-256 that binds weights, preprocessing, temperature and threshold together."""
+        """Returns the SHA-256 that binds weights, preprocessing, temperature, threshold and uncertain band together."""
         bound = [
             self.weights_sha256, self.network.model_dump(exclude={"weights"}), self.preprocessing.model_dump(),
             self.temperature, self.threshold,
+            *([self.uncertain] if self.uncertain else []),  # an older bundle keeps its name
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 

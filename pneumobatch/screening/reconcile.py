@@ -91,6 +91,7 @@ def predictions(
     films: pa.Table,
     staged: Callable[[list[str] | None], pa.Table],
     constants: Mapping[str, Any],
+    band: tuple[float, float] | None,
     *,
     keep_uri: bool | None,
 ) -> Predictions:
@@ -101,6 +102,7 @@ def predictions(
         films: Where the films lie now.
         staged: Reads columns of all staged rows, or all columns, in the same order each time.
         constants: model_id, run_id and threshold.
+        band: Lowest and highest probability that is uncertain; None: the model does not say.
         keep_uri: Write the source paths; None: where no film of the run is or may be a DICOM file.
     """
     key = staged(KEY)
@@ -118,7 +120,7 @@ def predictions(
     rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names]).combine_chunks()
     schema = tables.prediction_schema(tables.subgroup_columns(catalogue.column_names))
     parts = (
-        _published(catalogue, films if keep else None, rows, part, constants, schema, certain=keep_uri is True)
+        _published(catalogue, films if keep else None, rows, part, constants, band, schema, certain=keep_uri is True)
         for start in range(0, len(catalogue), ROW_GROUP)
         for part in [(start, places.slice(start, ROW_GROUP))]
     )
@@ -127,7 +129,7 @@ def predictions(
 
 def _published(
     catalogue: pa.Table, films: pa.Table | None, rows: pa.Table, part: tuple[int, pa.Table],
-    constants: Mapping[str, Any], schema: pa.Schema, *, certain: bool,
+    constants: Mapping[str, Any], band: tuple[float, float] | None, schema: pa.Schema, *, certain: bool,
 ) -> pa.Table:  # fmt: skip
     """Rows of the published table for a slice of the catalogue."""
     start, places = part
@@ -148,6 +150,9 @@ def _published(
         "uri": pa.nulls(len(places), pa.string()),
         **{name: pa.repeat(value, len(places)) for name, value in constants.items()},
     }
+    if band:
+        low, high = pc.greater_equal(probability, band[0]), pc.less_equal(probability, band[1])
+        computed["uncertain"] = pc.and_(low, high)
     if films is not None:
         uris = films["uri"].combine_chunks().take(places["film"].combine_chunks())
         # A path is only written where the file is known to be no DICOM file, by its content or else by its name.

@@ -141,8 +141,9 @@ class Run:
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
         found = reconcile.predictions(
-            self.catalogue, self.films, self._parts, constants, keep_uri=self.job.output.keep_source_uri
-        )
+            self.catalogue, self.films, self._parts, constants, self.bundle.uncertain,
+            keep_uri=self.job.output.keep_source_uri,
+        )  # fmt: skip
         if found.rows != wanted or found.images != wanted:
             raise RuntimeError(
                 f"run {self.run_id}: {found.rows} rows of {found.images} images for {wanted} catalogued ones; nothing "

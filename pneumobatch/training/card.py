@@ -15,6 +15,10 @@ for improved pneumonia detection in chest X-ray images* (2024).
 - Network: `{network}`, input {size} × {size} grey, squashed; loss `{loss}` (γ {gamma}, α {alpha}); starting weights:
   {weights}.
 - Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
+- Uncertain: probabilities from {low:.4f} to {high:.4f}. Of the validation films at least {certain[0]:.1%} of the
+  pneumonias lie at or above the low end and {certain[1]:.1%} of the normal films at or below the high end.
+- Probabilities hold where {prevalence:.1%} of the films show pneumonia, as in validation; for another prevalence they
+  must be corrected (README, "Another prevalence").
 
 ## Training data
 {train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
@@ -34,8 +38,9 @@ findings other than pneumonia, of which this model says nothing.
 
 
 def write(
-    job: Job, temperature: float, threshold: float, target: str, data: dict[str, Any], found: dict[str, Any]
-) -> str:
+    job: Job, temperature: float, threshold: float, target: str, uncertain: tuple[float, float], data: dict[str, Any],
+    found: dict[str, Any],
+) -> str:  # fmt: skip
     """Fills in the card; MODEL_ID is replaced when the bundle is saved and its hash is known."""
     ages = job.training.validated_age_years
     return _TEXT.format(
@@ -48,6 +53,10 @@ def write(
         temperature=temperature,
         threshold=threshold,
         target=target,
+        low=uncertain[0],
+        high=uncertain[1],
+        certain=job.training.uncertain,
+        prevalence=data["validation_sick"] / data["validation"],
         ages=f"{ages[0]}–{ages[1]} years" if ages else "not stated",
         patients="No film of a validation patient was trained on."
         if data["patients_known"]

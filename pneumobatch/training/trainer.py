@@ -267,12 +267,13 @@ def _bundle(
     job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
     data: dict[str, Any], fingerprint: str, seconds: float,
 ) -> bundles.Bundle:  # fmt: skip
-    """Fits temperature and threshold on the validation logits and writes the bundle."""
+    """Fits temperature, threshold and uncertain band on the validation logits and writes the bundle."""
     plan, labels = job.training, validation.labels
     difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
     temperature = metrics.fit_temperature(difference, labels)
     probabilities = 1 / (1 + np.exp(-difference / temperature))
     threshold = metrics.choose_threshold(labels, probabilities, plan.target, plan.target_value)
+    uncertain = metrics.uncertain_band(labels, probabilities, threshold, *plan.uncertain)
     counts = metrics.count(labels, probabilities >= threshold)
     found = {
         "auroc": metrics.auroc(labels, difference),
@@ -293,6 +294,7 @@ def _bundle(
         temperature=temperature,
         threshold=threshold,
         target=goal,
+        uncertain=uncertain,
         validated_age_years=plan.validated_age_years,
         metrics=found,
         data=data,
@@ -305,7 +307,7 @@ def _bundle(
     )
     history = pa.Table.from_pylist(state["history"])
     reference = _reference(validation, probabilities, plan.seed)
-    text = card.write(job, temperature, threshold, goal, data, found)
+    text = card.write(job, temperature, threshold, goal, uncertain, data, found)
     return bundles.save(target, bundle, weights, history, reference, text)
 
 
