@@ -186,7 +186,13 @@ def evaluate(
     from pneumobatch.evaluation.console import told
     from pneumobatch.evaluation.evaluate import evaluate as run
 
-    _show(*told(run(_job(archive=archive, evaluation=evaluation, output=output))))
+    job = _job(archive=archive, evaluation=evaluation, output=output)
+    if evaluation.heat_maps or evaluation.masked_films:  # torch takes seconds to import
+        from pneumobatch.screening.explain import explain
+
+        _show(*told(run(job, explain)))
+    else:
+        _show(*told(run(job)))
 
 
 @app.command

@@ -277,8 +277,16 @@ class Evaluation(Section):
     prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Local prevalence of pneumonia at which PPV, NPV, and the calibration of probabilities that are corrected for it,
     are given beside those of the labelled films; unset: they are not."""
+    heat_maps: Annotated[int, Field(ge=0, le=50)] = 0
+    """Films of each outcome (true and false positives and negatives) that the report shows with heat maps: class
+    activation and the network's spatial gates. Pictures of films then leave the archive with the report, and with them
+    whatever text is burned into the films: look at them before passing the report on. Never of a run with DICOM
+    films."""
+    masked_films: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Labelled films, half of each class, that are scored again with border, corners and, to compare, the centre
+    covered: a network that lives on markers changes its mind without them. 0: no such check."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap and of the masked films."""
     drift_images: Annotated[int, Field(ge=20)] = 100
     """Scored films of a run below which drift is not judged: chance moves small samples."""
     drift_psi: Positive = 0.25

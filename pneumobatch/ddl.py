@@ -25,6 +25,7 @@ _PARTITIONS: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
     "drift": (("model_id", pa.string()),),
     "review": (("model_id", pa.string()), ("run_date", pa.date32())),
     "discrepancies": (("model_id", pa.string()),),
+    "masking": (("model_id", pa.string()),),
 }
 """Each table's folder under the output, and the keys in the names of its folders."""
 
@@ -51,6 +52,7 @@ def schemas(subgroups: tuple[str, ...] = SUBGROUPS) -> dict[str, pa.Schema]:
         "drift": tables.drift_schema(),
         "review": tables.review_schema(),
         "discrepancies": tables.discrepancy_schema(),
+        "masking": tables.masking_schema(),
     }
 
 

@@ -265,6 +265,30 @@ def drift_schema() -> pa.Schema:
     )
 
 
+def masking_schema() -> pa.Schema:
+    """Schema of the check of the borders: one row a region that is covered in a sample of labelled films.
+
+    `none` is the sample as it is, and a change is against it; `centre` covers as much as `border`, where the lungs are.
+    """
+    rates = [f"{name}{bound}" for name in ("auroc", "auroc_change", "accuracy") for bound in ("", "_low", "_high")]
+    return _versioned(
+        {
+            "run_id": pa.string(),
+            "model_id": pa.string(),
+            "region": pa.string(),  # none, border, corners or centre
+            "films": pa.int64(),
+            "positives": pa.int64(),
+            "negatives": pa.int64(),
+        }
+        | dict.fromkeys([*rates, "accuracy_change", "sensitivity", "specificity"], pa.float64())
+        | {
+            "changed_calls": pa.int64(),  # films on the other side of the bundle's threshold
+            "mean_change": pa.float64(),  # of the probability, without its sign
+            "measured_at": pa.timestamp("us", tz="UTC"),
+        }
+    )
+
+
 _WORKLIST = {
     "rank": pa.int64(),  # 1 is to be looked at first
     "image_id": pa.string(),

@@ -1,5 +1,6 @@
 """An evaluation on a terminal of 80 columns: one table, and what else a night's reader should know, line by line."""
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def told(result: Result) -> list["RenderableType"]:
         f"drift          {_drift(result)}",
         f"to review      {result.to_review:,} scored films without a known label",
         f"discrepancies  {result.disagreeing:,} films whose label is not the model's call",
+        *_trust(result),
         *(f"{name:<13}  {uri}" for name, uri in _places(result) if uri),
     ]
 
@@ -45,8 +47,41 @@ def _places(result: Result) -> list[tuple[str, str | None]]:
         ("drift", result.drift_uri),
         ("review", result.review_uri),
         ("discrepancies", result.discrepancies_uri),
+        ("masking", result.masking_uri),
         ("report", result.report_uri),
     ]
+
+
+def _trust(result: Result) -> Iterator[str]:
+    """What is uncertain, what holds at the local prevalence, and what a look into the network found."""
+    overall = _bundle_rows(result)[0]
+    if overall["uncertain"] is not None and overall["scored"]:
+        text = f"{overall['uncertain']:,} of {overall['scored']:,} scored films"
+        certain = result.summary.filter(pc.equal(result.summary["threshold_kind"], "certain")).slice(0, 1).to_pylist()
+        if certain and certain[0]["subgroup"] == "all":
+            rates = (f"{name} {three(certain[0][name])}" for name in ("sensitivity", "specificity"))
+            text += f"; {', '.join(rates)} of the others"
+        yield f"uncertain      {text}"
+    if overall["local_ppv"] is not None or overall["local_npv"] is not None:
+        rates = (f"{name} {_inline(overall, f'local_{name.lower()}')}" for name in ("PPV", "NPV"))
+        yield f"at {overall['local_prevalence']:<10.1%}  {', '.join(rates)}"
+    found = result.explained
+    if found.pictures or found.without_pictures:
+        told = f"of {len(found.pictures)} films, in the report" if found.pictures else f"none: {found.without_pictures}"
+        yield f"heat maps      {told}"
+    if found.masking is not None:
+        changes = {row["region"]: row["auroc_change"] for row in found.masking.to_pylist()}
+        told = ", ".join(f"{c:+.3f} without the {name}" for name, c in changes.items() if c is not None)
+        yield f"borders        AUROC {told}"
+    elif found.without_masking:
+        yield f"borders        not checked: {found.without_masking}"
+
+
+def _inline(row: dict[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "–"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{three(row[name])} ({low:.3f}–{high:.3f})"
 
 
 def _drift(result: Result) -> str:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from pneumobatch import storage
 from pneumobatch.config import Job
 from pneumobatch.evaluation import drift, worklists
+from pneumobatch.evaluation.explained import Explain, Explained
 from pneumobatch.evaluation.labels import with_known_labels
 from pneumobatch.evaluation.published import Bundle, Record, find_bundle, keep, load, own_films
 from pneumobatch.evaluation.report import Findings, write_report
@@ -38,21 +39,30 @@ class Result(NamedTuple):
     """Scored images of the run without a known label."""
     disagreeing: int
     """Scored images of the scope whose label is not the model's call."""
+    explained: Explained
+    """Heat maps and the check of the borders, as far as they were asked for."""
     summary_uri: str
     report_uri: str
     drift_uri: str | None
     review_uri: str
     discrepancies_uri: str
+    masking_uri: str | None
 
 
-def evaluate(job: Job) -> Result:
+def evaluate(job: Job, explain: Explain | None = None) -> Result:
     """Evaluates a published run against the labels that are known now, and writes below output.uri:
 
     summaries/model_id=…/<run_id>-<scope>-<label_version>.parquet       of the scope; never overwritten
     discrepancies/model_id=…/<run_id>-<scope>-<label_version>.parquet   of the scope; never overwritten
     drift/model_id=…/<run_id>.parquet                                   of the run; never overwritten
     review/model_id=…/run_date=…/<run_id>.parquet                       of the run; what is still to label
+    masking/model_id=…/<run_id>-<scope>-<label_version>.parquet         of a sample; never overwritten
     reports/<run_id>/index.html                                         the latest view
+
+    Args:
+        job: The job.
+        explain: Makes heat maps and the check of the borders; called where evaluation.heat_maps or masked_films ask
+            for them, as it needs torch.
 
     Raises:
         ValueError: There is no such run, or labels and predictions do not fit together.
@@ -67,6 +77,11 @@ def evaluate(job: Job) -> Result:
     measured = None if reference.films is None else drift.measure(reference.films, rows, job.evaluation, record)
     review, disagreeing = worklists.review(own), worklists.discrepancies(predictions)
 
+    options, explained = job.evaluation, Explained()
+    if options.heat_maps or options.masked_films:
+        assert explain is not None, "who evaluates with heat maps brings what makes them"
+        explained = explain(job, record, bundle, predictions)
+
     version = summary["label_version"][0].as_py()
     model = f"model_id={record['model_id']}"
     evaluated = f"{record['run_id']}-{job.evaluation.scope}-{version}.parquet"
@@ -77,16 +92,21 @@ def evaluate(job: Job) -> Result:
     if measured is not None:
         place = storage.join(job.output.uri, "drift", model, f"{record['run_id']}.parquet")
         drift_uri, _ = keep(place, measured, "measured_at")
+    masking_uri = None
+    if explained.masking is not None:
+        place = storage.join(job.output.uri, "masking", model, evaluated)
+        masking_uri, _ = keep(place, explained.masking, "measured_at")
     review_uri = storage.join(job.output.uri, "review", model, _date(record), f"{record['run_id']}.parquet")
     storage.write_table(review_uri, review)
     findings = Findings(
-        predictions, summary, runs, rows["probability"], reference, measured, review, disagreeing, _history(bundle)
-    )
+        predictions, summary, runs, rows["probability"], reference, measured, review, disagreeing, _history(bundle),
+        bundle.content.get("uncertain"), explained,
+    )  # fmt: skip
     report_uri = write_report(job.output.uri, record, findings, job.evaluation)
     return Result(
         record["run_id"], job.evaluation.scope, runs, version, new, summary, statuses(predictions), measured,
-        reference.missing, len(review), len(disagreeing), summary_uri, report_uri, drift_uri, review_uri,
-        discrepancies_uri,
+        reference.missing, len(review), len(disagreeing), explained, summary_uri, report_uri, drift_uri, review_uri,
+        discrepancies_uri, masking_uri,
     )  # fmt: skip
 
 

@@ -168,32 +168,49 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike, counts: metrics.Count
         return _svg(figure, "precision-recall", "Precision–recall curve")
 
 
-def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> str:
-    """Draws observed against stated probability by bin, with Wilson intervals and each bin's number of films."""
-    rows, gap = metrics.reliability(labels, probabilities, bins), metrics.ece(labels, probabilities, bins=bins)
+def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, prevalence: float | None = None) -> str:
+    """Draws observed against stated probability by bin, with Wilson intervals and each bin's number of films.
+
+    With a prevalence, the films are weighted to it: each share, and its interval, is what it would be there.
+    """
+    weights = None if prevalence is None else metrics.prevalence_weights(labels, prevalence)
+    rows = metrics.reliability(labels, probabilities, bins, weights)
+    gap, brier = metrics.ece(labels, probabilities, weights, bins), metrics.brier(labels, probabilities, weights)
+    own = float(np.asarray(labels).mean())
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure()
         _square(axes, "Stated probability of pneumonia", "Observed share of pneumonia")
         axes.set_ylim(-0.09, 1)  # room for the bins' numbers
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls=(0, (4, 4)))
-        x, y = [row.probability for row in rows], [row.positives / row.films for row in rows]
+        x, y = [row.probability for row in rows], [row.observed for row in rows]
         for row in rows:
-            axes.plot([row.probability] * 2, metrics.wilson(row.positives, row.films) or (), color=INK, lw=1.1)
+            span: ArrayLike = metrics.wilson(row.positives, row.films) or ()
+            span = span if prevalence is None else metrics.shift_prior(span, own, prevalence)
+            axes.plot([row.probability] * 2, span, color=INK, lw=1.1)
             axes.annotate(f"{row.films:,}", ((row.low + row.high) / 2, -0.08), (0, 3), textcoords="offset points",
                           ha="center", color=MUTED, fontsize=8 if bins <= 10 else 6)  # fmt: skip
         axes.plot(x, y, color=INK, lw=1, alpha=0.5, clip_on=False)
         sizes = [14 + 90 * np.sqrt(row.films / max(r.films for r in rows)) for row in rows]
         axes.scatter(x, y, s=sizes, color=INK, zorder=4, clip_on=False, edgecolors="white", linewidths=0.8)
-        axes.text(0.03, 0.92, f"ECE {three(gap)}, Brier {three(metrics.brier(labels, probabilities))}", fontsize=12)
-        return _svg(figure, "reliability", "Reliability curve")
+        axes.text(0.03, 0.92, f"ECE {three(gap)}, Brier {three(brier)}", fontsize=12)
+        name, title = "reliability", "Reliability curve"
+        if prevalence is not None:
+            name, title = f"{name}-local", f"{title} at the local prevalence"
+        return _svg(figure, name, title)
 
 
-def scores(groups: Sequence[tuple[str, str, ArrayLike]], threshold: float | None, bins: int = 40) -> str:
+def scores(
+    groups: Sequence[tuple[str, str, ArrayLike]],
+    threshold: float | None,
+    band: Sequence[float] | None = None,
+    bins: int = 40,
+) -> str:
     """Draws one histogram of scores a class, one above the other; counts are logarithmic, so single films show.
 
     Args:
         groups: Name, colour and probabilities [N] of each class; empty ones are left out.
         threshold: The operating point, or None.
+        band: Lowest and highest uncertain probability, or None.
         bins: Equal-width bins over 0–1.
     """
     edges = np.linspace(0, 1, bins + 1)
@@ -210,6 +227,8 @@ def scores(groups: Sequence[tuple[str, str, ArrayLike]], threshold: float | None
             axes.minorticks_off()
             axes.tick_params(labelbottom=axes is panes[-1])
             called = ""
+            if band is not None:
+                axes.axvspan(*band, color=MUTED, alpha=0.15, lw=0)
             if threshold is not None:
                 axes.axvline(threshold, color=INK, lw=1.2, clip_on=False)
                 called = f", {np.count_nonzero(values >= threshold):,} at or above the threshold"

@@ -1,7 +1,7 @@
 """Summary and predictions → one self-contained HTML page without scripts, network or identity."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from pneumobatch import config, metrics, storage, tables
 from pneumobatch.evaluation import drift, figures
+from pneumobatch.evaluation.explained import Explained, embedded
 from pneumobatch.evaluation.summary import Scored, scored, statuses
 
 LINEAGE = (
@@ -26,6 +27,9 @@ HIDDEN = {"uri", "labels", "include", "exclude", "roots", "bundle", "address", "
 
 PREVALENCES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Prevalences of pneumonia at which predictive values are tabulated."""
+
+OWN = {"ppv": "precision", "npv": "npv"}
+"""Predictive values as the summary names them."""
 
 VALUES_SHOWN = 24
 """Values of one subgroup that the page tabulates, the largest; the summary holds all."""
@@ -55,6 +59,10 @@ class Findings(NamedTuple):
     """`tables.discrepancy_schema` of the scope."""
     history: pa.Table | None = None
     """The bundle's training history, one row an epoch."""
+    band: Sequence[float] | None = None
+    """Lowest and highest probability of the bundle's uncertain band; None: it has none, or is not at hand."""
+    explained: Explained = Explained()
+    """Heat maps and the check of the borders, as far as they were asked for."""
 
 
 def write_report(uri: str, record: Mapping[str, Any], findings: Findings, options: config.Evaluation) -> str:
@@ -78,6 +86,7 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
     grid = summary.filter(whole).to_pylist()
     rows = summary.filter(pc.equal(summary["threshold_kind"], "bundle")).to_pylist()  # a grid for each site is long
     overall = rows[0]
+    certain = summary.filter(pc.equal(summary["threshold_kind"], "certain")).slice(0, 1).to_pylist()
     films = scored(predictions)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumobatch", "evaluation"),
@@ -87,7 +96,7 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "rate": figures.three, "span": _span, "number": _number, "moment": _moment, "mean": _mean,
+        "rate": figures.three, "span": _span, "number": _number, "moment": _moment, "mean": _mean, "change": _change,
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(
         record=record,
@@ -97,7 +106,11 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
         labelled=overall["labelled"],
         reconciled=_reconcile(record, predictions, films, options.scope),
         drift=_drift(findings, options, overall["threshold"]),
-        figures=_figures(predictions, films, overall, grid, options),
+        figures=_figures(findings, films, overall, grid, options),
+        uncertain=_uncertain(findings, overall, certain[0] if certain and certain[0]["subgroup"] == "all" else None),
+        pictures=embedded(findings.explained.pictures),
+        masking=findings.explained.masking.to_pylist() if findings.explained.masking else [],
+        explained=findings.explained,
         training=Markup(figures.training_curves(history) or "") if history is not None else "",  # noqa: S704
         subgroups=_subgroups(rows),
         thresholds=_table_of_thresholds(overall, grid),
@@ -121,6 +134,10 @@ def _number(value: int | None) -> str:
 
 def _mean(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _change(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _moment(value: Any) -> str:
@@ -178,19 +195,24 @@ def _drift(findings: Findings, options: config.Evaluation, threshold: float | No
 def _lists(findings: Findings, most: int) -> list[dict[str, Any]]:
     """The heads of both work lists; rows further down stay in their tables."""
     return [
-        {"name": name, "films": len(table), "rows": table.slice(0, most).to_pylist()}
+        {
+            "name": name,
+            "films": len(table),
+            "uncertain": pc.sum(table["uncertain"]).as_py() or 0,
+            "rows": table.slice(0, most).to_pylist(),
+        }
         for name, table in (("review", findings.review), ("discrepancies", findings.discrepancies))
     ]
 
 
 def _figures(
-    predictions: pa.Table,
+    findings: Findings,
     films: Scored,
     overall: Mapping[str, Any],
     grid: list[dict[str, Any]],
     options: config.Evaluation,
 ) -> dict[str, Markup]:
-    threshold = overall["threshold"]
+    predictions, threshold = findings.predictions, overall["threshold"]
     unknown = pc.and_(pc.equal(predictions["status"], tables.Status.SCORED.value), predictions["label"].is_null())
     groups = [
         ("pneumonia", figures.PNEUMONIA, films.probabilities[films.labels == 1]),
@@ -199,7 +221,7 @@ def _figures(
     ]
     drawn: dict[str, str] = {}
     if threshold is not None:
-        drawn["scores"] = figures.scores(groups, threshold)
+        drawn["scores"] = figures.scores(groups, threshold, findings.band)
     if films.labels.size:
         counts, labels, probabilities = _counts(overall), films.labels, films.probabilities
         drawn["confusion"] = figures.confusion_matrix(counts)
@@ -210,12 +232,31 @@ def _figures(
             drawn["roc"] = figures.roc(labels, probabilities, counts, interval, threshold)
             drawn["precision_recall"] = figures.precision_recall(labels, probabilities, counts, threshold)
             points = [row["threshold"] for row in grid]
+            if overall["local_brier"] is not None and options.prevalence is not None:
+                there = metrics.shift_prior(probabilities, overall["model_prevalence"], options.prevalence)
+                drawn["reliability_local"] = figures.reliability(labels, there, options.bins, options.prevalence)
             drawn["trade_off"] = figures.trade_off(points, [_counts(row) for row in grid], threshold)
     return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 (our own drawing, no foreign text in it)
 
 
 def _counts(row: Mapping[str, Any]) -> metrics.Counts:
     return metrics.Counts(**{name: row[name] for name in ("tp", "fp", "tn", "fn")})
+
+
+def _uncertain(findings: Findings, overall: Mapping[str, Any], certain: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the model's uncertain band holds, and the rates of the films outside; None where it has no band."""
+    marked = overall["uncertain"]
+    if marked is None or not overall["scored"]:
+        return None
+    low, high = metrics.wilson(marked, overall["scored"]) or (None, None)
+    return {
+        "films": marked,
+        "share": marked / overall["scored"],
+        "share_low": low,
+        "share_high": high,
+        "band": findings.band,
+        "rows": [("all films", overall), ("certain films", certain)] if certain else [],
+    }
 
 
 def _subgroups(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -249,11 +290,16 @@ def _predictive_values(overall: Mapping[str, Any], local: float | None) -> list[
     if sensitivity is None or specificity is None:
         return []
     named = [("these films", overall["prevalence"])] + ([("local", local)] if local is not None else [])
+    counts = np.array([[overall[name] for name in ("tp", "fp", "tn", "fn")]])
     rows = []
     for name, prevalence in sorted([*named, *(("", p) for p in PREVALENCES)], key=lambda pair: pair[1]):
-        ppv, npv = metrics.ppv_npv(sensitivity, specificity, prevalence)
+        values = {
+            key: None if np.isnan(v[0]) else v[0] for key, v in metrics.predictive_values(counts, prevalence).items()
+        }
+        if name == "these films":  # their own prevalence is counted, not supposed
+            values = {f"{key}{b}": overall[f"{own}{b}"] for key, own in OWN.items() for b in ("", "_low", "_high")}
         called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
-        rows.append({"name": name, "prevalence": prevalence, "ppv": ppv, "npv": npv, "called": 1000 * called})
+        rows.append({"name": name, "prevalence": prevalence, **values, "called": 1000 * called})
     return rows
 
 

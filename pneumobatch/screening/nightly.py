@@ -12,6 +12,7 @@ from pneumobatch.evaluation.evaluate import Result, evaluate
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.screening import lease, ledger
+from pneumobatch.screening.explain import explain
 from pneumobatch.screening.pipeline import already, finish
 from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series
 
@@ -78,4 +79,4 @@ def _evaluated(job: Job, records: list[dict[str, Any]]) -> Result | None:
     if not records:
         return None
     options = job.evaluation.model_copy(update={"run_id": records[-1]["run_id"], "scope": "model"})
-    return evaluate(job.model_copy(update={"evaluation": options}))
+    return evaluate(job.model_copy(update={"evaluation": options}), explain)
