@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pneumobatch import ddl, tables
+from pneumobatch import ddl, metrics, tables
 
 from .conftest import GONE, Tree
 
@@ -63,6 +63,17 @@ def test_the_sql_runs_and_sees_the_latest_published_rows(tree: Tree) -> None:
             if "CREATE" not in statement and "label IS NULL" not in statement:  # every film here is labelled
                 assert found.to_arrow_table().num_rows, statement
         assert as_rows(connection.execute(f"SELECT {', '.join(KEY)} FROM latest").fetchall()) == tree.latest()
+
+
+def test_the_sql_of_another_prevalence_is_the_packages_own() -> None:
+    (query,) = [part for part in SECTION.split(";\n") if "probability_here" in part]
+    probabilities = [0.0, 0.01, 0.3, 0.74, 0.999, 1.0]
+    with duckdb.connect() as connection:
+        rows = ", ".join(f"('{i}', {p}::DOUBLE, 'scored')" for i, p in enumerate(probabilities))
+        connection.execute(f"CREATE TABLE latest AS FROM (VALUES {rows}) AS t(image_id, probability, status)")
+        found = dict(connection.execute(query).fetchall())
+    wanted = metrics.shift_prior(probabilities, 0.74, 0.05)
+    assert [found[str(i)] for i in range(len(probabilities))] == pytest.approx(wanted.tolist())
 
 
 def test_pandas(tree: Tree) -> None:

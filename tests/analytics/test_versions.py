@@ -12,6 +12,7 @@ from pneumobatch import cli, storage, tables
 from .conftest import VERSION_1, Tree, version_1
 
 SINCE_2 = {"version", *tables.KEYED}
+SINCE_3 = {"uncertain"}
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_an_older_file_gets_todays_columns(older: str) -> None:
     assert table.schema.metadata == schema.metadata
     for name in schema.names:
         assert table.schema.field(name).type == schema.field(name).type
-        if name in SINCE_2:
+        if name in SINCE_2 | SINCE_3:
             assert table[name].null_count == 2
         else:
             assert table[name].equals(written[name])
@@ -43,7 +44,17 @@ def test_an_older_file_gets_todays_columns(older: str) -> None:
 def test_no_published_column_was_renamed_or_retyped() -> None:
     today = tables.prediction_schema(["etiology"])
     assert {name: today.field(name).type for name in VERSION_1} == VERSION_1
-    assert set(today.names) - set(VERSION_1) == SINCE_2
+    assert set(today.names) - set(VERSION_1) == SINCE_2 | SINCE_3
+
+
+def test_a_file_of_version_2_lacks_what_came_with_3_alone(tmp_path: Path) -> None:
+    today = tables.prediction_schema(["etiology"])
+    fields = [field for field in today if field.name not in SINCE_3]
+    schema = pa.schema(fields, metadata={"pneumobatch.schema": "2"})
+    row = dict.fromkeys(schema.names) | {"image_id": "a", "version": "v", "probability": 0.25, "etiology": "viral"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "file.parquet")
+    table = tables.upgraded(storage.read_table(str(tmp_path / "file.parquet")), tables.prediction_schema([]))
+    assert table.to_pylist() == [dict.fromkeys(today.names) | row]
 
 
 def test_a_file_of_a_newer_version_is_refused(older: str) -> None:

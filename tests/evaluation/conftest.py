@@ -14,6 +14,7 @@ from pneumobatch import storage, tables
 
 Predictions = Callable[..., pa.Table]
 THRESHOLD = 0.42
+BAND = (0.2, 0.75)
 
 
 def synthetic(films: int = 600, seed: int = 0, labelled: float = 0.95, separation: float = 2.2) -> pa.Table:
@@ -37,6 +38,7 @@ def synthetic(films: int = 600, seed: int = 0, labelled: float = 0.95, separatio
                 "probability": probability,
                 "predicted_label": None if probability is None else int(probability >= THRESHOLD),
                 "threshold": THRESHOLD,
+                "uncertain": None if probability is None else BAND[0] <= probability <= BAND[1],
                 "model_id": "attention_resnet50-3f9c2a77",
                 "run_id": "2026-10-01-night",
                 "label": int(sick) if generator.random() < labelled else None,

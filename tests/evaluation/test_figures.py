@@ -25,6 +25,7 @@ def everything(labels, scores, history):
         "roc": figures.roc(labels, scores, counts, metrics.delong_interval(labels, scores), THRESHOLD),
         "precision_recall": figures.precision_recall(labels, scores, counts, THRESHOLD),
         "reliability": figures.reliability(labels, scores),
+        "reliability_local": figures.reliability(labels, metrics.shift_prior(scores, 0.6, 0.1), 10, 0.1),
         "scores": figures.scores(classes, THRESHOLD),
         "trade_off": figures.trade_off(grid.tolist(), metrics.grid_counts(labels, scores, grid), THRESHOLD),
         "training": figures.training_curves(history),

@@ -1,18 +1,22 @@
 import re
 import shutil
 import subprocess
+from base64 import b64encode
 from html.parser import HTMLParser
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pneumobatch import config, storage
+from pneumobatch import config, storage, tables
 from pneumobatch.evaluation import drift, worklists
+from pneumobatch.evaluation.explained import Explained, Picture
 from pneumobatch.evaluation.report import Findings, render, write_report
 from pneumobatch.evaluation.summary import summarise
 
+BAND = (0.2, 0.75)
 OPTIONS = config.Evaluation(bootstrap=40, prevalence=0.08)
+NOTHING = Explained()
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -46,10 +50,10 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
-def find(predictions, record, options=OPTIONS, reference=None, history=None, runs=1):
+def find(predictions, record, options=OPTIONS, reference=None, history=None, runs=1, prior=None, explained=NOTHING):
     return Findings(
         predictions,
-        summarise(predictions, options, record),
+        summarise(predictions, options, record, prior),
         runs,
         predictions["probability"],
         drift.Reference(reference, None if reference else "the bundle has no reference; train again to have one"),
@@ -57,6 +61,8 @@ def find(predictions, record, options=OPTIONS, reference=None, history=None, run
         worklists.review(predictions),
         worklists.discrepancies(predictions),
         history,
+        BAND,
+        explained,
     )
 
 
@@ -167,6 +173,53 @@ def test_the_page_says_scope_labels_and_drift(html, without_paths, record):
     assert f"version {summarise(without_paths, OPTIONS, record)['label_version'][0].as_py()}" in words
     assert "measures drifted" in words or "None of" in words
     assert "called pneumonia" in words and "transfer syntax" not in words  # unknown to this reference
+
+
+def test_the_page_says_what_is_uncertain(html, without_paths, record):
+    words, found = Page(html).words(), summarise(without_paths, OPTIONS, record).to_pylist()
+    row, certain = found[0], found[1]
+    assert certain["threshold_kind"] == "certain"
+    assert f"0.2000 to 0.7500 are uncertain: {row['uncertain']} of {row['scored']} scored films" in words
+    for key in ("sensitivity", "precision"):
+        assert f"{certain[key]:.3f} {certain[key + '_low']:.3f}–{certain[key + '_high']:.3f}" in words
+    assert "uncertain</span>" in html and re.search(r"discrepancies.*\d+ uncertain", words.lower())
+
+
+def test_a_model_without_a_band_says_nothing_of_it(record, predictions):
+    index = predictions.column_names.index("uncertain")
+    older = predictions.set_column(index, "uncertain", pa.nulls(len(predictions), pa.bool_()))
+    assert "Uncertain films" not in page(older, record)
+
+
+def test_the_page_holds_for_the_local_prevalence(record, without_paths):
+    html = page(without_paths, record, prior=0.62)
+    words, row = Page(html).words(), summarise(without_paths, OPTIONS, record, 0.62).to_pylist()[0]
+    assert "Calibration at the local prevalence" in words
+    assert f"from the model's prevalence of 62.0 % to 8.0 %: Brier score {row['local_brier']:.3f}" in words
+    assert f"{row['local_ppv']:.3f} {row['local_ppv_low']:.3f}–{row['local_ppv_high']:.3f}" in words
+    assert "cannot be corrected" in page(without_paths, record)
+
+
+def test_the_page_shows_pictures_and_borders_as_they_were_found(record, without_paths):
+    picture = Picture("false positive", "0" * 32, None, 0.987, b"film", b"evidence", None)
+    row = {
+        "region": "border", "films": 40, "positives": 20, "negatives": 20, "auroc": 0.9, "auroc_low": 0.8,
+        "auroc_high": 0.95, "auroc_change": -0.0214, "auroc_change_low": -0.04, "auroc_change_high": 0.01,
+        "accuracy": 0.85, "accuracy_low": 0.7, "accuracy_high": 0.93, "accuracy_change": -0.05, "sensitivity": 0.9,
+        "specificity": 0.8, "changed_calls": 3, "mean_change": 0.0456,
+    }  # fmt: skip
+    masking = pa.Table.from_pylist([row], schema=tables.masking_schema())
+    html = page(without_paths, record, explained=Explained([picture], None, masking))
+    shown = Page(html)
+    assert [v for k, v in shown.attributes if k == "src"] == [
+        f"data:image/jpeg;base64,{b64encode(data).decode()}" for data in (b"film", b"evidence")
+    ]
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
+    words = shown.words()
+    assert "False positives" in words and "probability 0.987" in words and "holds pictures of films" in words
+    assert "border, a tenth of each side 0.900 0.800–0.950 −0.021 −0.040 to +0.010" in words
+    refused = page(without_paths, record, explained=Explained((), "reasons", None, "others"))
+    assert "No heat maps: reasons." in refused and "Borders not checked: others." in refused
 
 
 def test_a_page_without_reference_says_why(record, predictions):

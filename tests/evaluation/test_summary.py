@@ -82,6 +82,53 @@ def test_without_bootstrap_delong_remains(predictions):
     assert row["auroc_delong_low"] < row["auroc"] < row["auroc_delong_high"]
 
 
+def test_certain_rows_count_the_films_outside_the_band(predictions, summary):
+    rows = [r for r in predictions.to_pylist() if r["status"] == "scored"]
+    whole = pick(summary)
+    assert (whole["scored"], whole["uncertain"]) == (len(rows), sum(r["uncertain"] for r in rows))
+    sure = [r for r in rows if r["label"] is not None and not r["uncertain"]]
+    (row,) = [r for r in summary.to_pylist() if r["threshold_kind"] == "certain" and r["subgroup"] == "all"]
+    counts = metrics.count([r["label"] for r in sure], [r["predicted_label"] for r in sure])
+    assert metrics.Counts(row["tp"], row["fp"], row["tn"], row["fn"]) == counts
+    assert (row["sensitivity_low"], row["sensitivity_high"]) == counts.interval("sensitivity")
+    assert row["threshold"] == whole["threshold"] and row["auroc"] is None and 0 < row["labelled"] < whole["labelled"]
+    parts = [pick(summary, "sex", value) for value in ("F", "M")]
+    assert sum(part["uncertain"] for part in parts) == whole["uncertain"]
+
+
+def test_a_model_without_a_band_has_no_certain_rows(predictions):
+    summary = summarise(put(predictions, "uncertain", [None] * len(predictions)), OPTIONS, RECORD)
+    assert pick(summary)["uncertain"] is None and "certain" not in summary["threshold_kind"].to_pylist()
+
+
+def test_the_local_prevalence_changes_values_and_calibration_and_nothing_else(predictions, summary):
+    options = OPTIONS.model_copy(update={"prevalence": 0.08})
+    local = summarise(predictions, options, RECORD, prior=0.62)
+    row, own = pick(local), pick(summary)
+    added = {name for name in row if name.startswith("local_") or name == "model_prevalence"}
+    assert {k: v for k, v in row.items() if k not in added | {"evaluated_at"}} == {
+        k: v for k, v in own.items() if k not in added | {"evaluated_at"}
+    }
+    assert all(own[name] is None for name in added)
+    assert (row["model_prevalence"], row["local_prevalence"]) == (0.62, 0.08)
+    wanted = metrics.ppv_npv(row["sensitivity"], row["specificity"], 0.08)
+    assert (row["local_ppv"], row["local_npv"]) == pytest.approx(wanted)
+    films = scored(predictions)
+    corrected = metrics.shift_prior(films.probabilities, 0.62, 0.08)
+    weights = metrics.prevalence_weights(films.labels, 0.08)
+    assert row["local_brier"] == pytest.approx(metrics.brier(films.labels, corrected, weights))
+    assert row["local_ece"] == pytest.approx(metrics.ece(films.labels, corrected, weights))
+    assert row["local_ece"] < metrics.ece(films.labels, films.probabilities, weights)
+    for name in tables.LOCAL:
+        assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+    assert all(r["local_ppv"] is not None for r in pick(local, kind="grid")[:-1])
+
+
+def test_without_the_models_prevalence_nothing_is_corrected(predictions):
+    row = pick(summarise(predictions, OPTIONS.model_copy(update={"prevalence": 0.08}), RECORD))
+    assert row["local_brier"] is None and row["local_ppv"] is not None
+
+
 def test_unknown_labels_are_never_negative(make_predictions):
     summary = summarise(make_predictions(labelled=0), OPTIONS, RECORD)
     row = pick(summary)

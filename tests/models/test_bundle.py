@@ -42,6 +42,22 @@ def test_the_reference_is_bound_by_its_hash_and_older_bundles_have_none(tmp_path
     assert older.reference_sha256 == "" and older.identity() == made.identity()
 
 
+def test_an_uncertain_band_is_bound_and_a_bundle_without_one_keeps_its_name(tmp_path: Path, make_bundle: Make) -> None:
+    without, made = make_bundle(str(tmp_path / "a")), make_bundle(str(tmp_path / "b"), uncertain=(0.25, 0.75))
+    assert made.model_id != without.model_id
+    path = tmp_path / "a" / "bundle.json"
+    content = json.loads(path.read_text())
+    del content["uncertain"]  # as it was written before there were bands
+    path.write_text(json.dumps(content))
+    assert bundles.load(str(tmp_path / "a")) == without
+    assert bundles.load(str(tmp_path / "b")).uncertain == (0.25, 0.75)
+    path = tmp_path / "b" / "bundle.json"
+    for band in ([0.25, 0.7], None):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"uncertain": band}))
+        with pytest.raises(ValueError, match="was changed"):
+            bundles.load(str(tmp_path / "b"))
+
+
 def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bundle: Make) -> None:
     make_bundle(str(tmp_path / "a"))
     make_bundle(str(tmp_path / "b"), seed=1)

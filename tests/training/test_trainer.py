@@ -62,7 +62,9 @@ def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> Non
     )
     assert bundle.data["left_out"] >= 8  # planted defects and copies
     assert bundle.metrics["sensitivity"] >= 0.95  # the threshold's target, on the fold it was fitted on
+    assert bundle.uncertain is not None and bundle.uncertain[0] <= bundle.threshold <= bundle.uncertain[1]
     card = (Path(undisturbed) / "CARD.md").read_text()
+    assert f"from {bundle.uncertain[0]:.4f} to {bundle.uncertain[1]:.4f}" in card
     assert "Research use only" in card
     assert bundle.model_id in card
 
