@@ -24,6 +24,8 @@ class Picture(NamedTuple):
     """The film under its evidence for pneumonia and for normal."""
     gate: bytes | None
     """The film as bright as the spatial gates let it through; None where the network has none."""
+    cells: tuple[int, int]
+    """Rows and columns in which the evidence is known."""
 
 
 class Explained(NamedTuple):

@@ -23,6 +23,8 @@ class HeatMaps(NamedTuple):
     """Evidence for pneumonia (above 0) and for normal (below), logits a cell of the feature map."""
     gate_BSS: Tensor | None
     """Mean of the spatial gates of all stages, 0–1; None where the network has none."""
+    cells: tuple[int, int]
+    """Rows and columns of the feature map, as fine as the evidence is known."""
 
 
 def heat_maps(network: Classifier, pixels_B1SS: Tensor) -> HeatMaps:
@@ -47,21 +49,21 @@ def heat_maps(network: Classifier, pixels_B1SS: Tensor) -> HeatMaps:
         if map_.ndim != 4:
             raise NoFeatureMapError("the network has no feature map with rows and columns")
         (gradient,) = torch.autograd.grad((logits_B2[:, 1] - logits_B2[:, 0]).sum(), map_)
-    axis = 1 if map_.shape[1] == channels else 3  # Swin's maps end in their channels
+    axis = 1 if channels in {None, map_.shape[1]} else 3  # Swin's maps end in their channels
     evidence = (gradient * map_).sum(axis).detach()
     size = pixels_B1SS.shape[-1]
     gate_BSS = torch.stack([_stretched(gate, size) for gate in gates]).mean(0) if gates else None
-    return HeatMaps(_stretched(evidence, size), gate_BSS)
+    return HeatMaps(_stretched(evidence, size), gate_BSS, (evidence.shape[1], evidence.shape[2]))
 
 
-def _last_feature_map(backbone: nn.Module) -> tuple[nn.Module, int]:
-    """The module that makes it, and its channels."""
+def _last_feature_map(backbone: nn.Module) -> tuple[nn.Module, int | None]:
+    """The module that makes it and, where they need not be its second dimension, its channels."""
     if hasattr(backbone, "feature_info"):  # timm
         last = cast(Any, backbone.feature_info)[-1]
         return backbone.get_submodule(last["module"]), last["num_chs"]
     if hasattr(backbone, "layer4"):  # ResNets
-        return cast(nn.Module, backbone.layer4), cast(nn.Linear, cast(Any, backbone.fc)[1]).in_features
-    return cast(nn.Module, backbone.features), cast(nn.Linear, backbone.fc).in_features
+        return cast(nn.Module, backbone.layer4), None
+    return cast(nn.Module, backbone.features), None
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def explain(job: Job, record: Record, bundle: Bundle, films: pa.Table) -> Explai
             found = found._replace(without_pictures=str(error))
     if options.masked_films:
         sample = look.at(known.take(pa.array(masking.sample(known, options.masked_films, options.seed))))
-        table = masking.measure(*sample, look.probabilities, options) if len(sample.films) else None
+        table = masking.measure(*sample, look.probabilities, options, record) if len(sample.films) else None
         found = found._replace(masking=table, without_masking=None if table else GONE)
     return found
 

@@ -53,7 +53,11 @@ def sample(films: pa.Table, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def measure(
-    films: pa.Table, pixels_NSS: Pixels, probabilities: Callable[[Pixels], metrics.Floats], options: config.Evaluation
+    films: pa.Table,
+    pixels_NSS: Pixels,
+    probabilities: Callable[[Pixels], metrics.Floats],
+    options: config.Evaluation,
+    record: Mapping[str, Any],
 ) -> pa.Table:
     """Scores films whole and with each region covered.
 
@@ -64,6 +68,7 @@ def measure(
         pixels_NSS: Their pictures.
         probabilities: uint8[N, S, S] → calibrated probabilities [N].
         options: bootstrap and seed are read.
+        record: The run's record; run_id and model_id are read.
     """
     known = scored(films)
     found = {
@@ -72,7 +77,7 @@ def measure(
     }
     threshold = float(films["threshold"][0].as_py())
     draws = {name: _draws(known, values, options) for name, values in found.items()}
-    head = {name: films[name][0].as_py() for name in ("run_id", "model_id")} | {"measured_at": datetime.now(UTC)}
+    head = {"run_id": record["run_id"], "model_id": record["model_id"], "measured_at": datetime.now(UTC)}
     rows: list[dict[str, Any]] = []
     for name, values in found.items():
         row = head | {"region": name, "films": len(values), **_rates(known, values, threshold)}

@@ -77,6 +77,7 @@ def draw(network: Classifier, films: pa.Table, pixels_NSS: NDArray[np.uint8]) ->
             _jpeg(film),
             _jpeg(_tinted(film, evidence)),
             _jpeg(lit_NSS[i]) if lit_NSS else None,
+            maps[0].cells,
         )
         for i, (row, film, evidence) in enumerate(zip(films.to_pylist(), pixels_NSS, evidence_NSS, strict=True))
     ]
@@ -92,8 +93,8 @@ def _tinted(film_SS: NDArray[np.uint8], evidence_SS: Floats) -> Floats:
 
 def _lit(film_SS: NDArray[np.uint8], gate_SS: Floats) -> Floats:
     """Dims the film to a fifth where its gate is least, and leaves it where the gate is greatest."""
-    low, high = float(gate_SS.min()), float(gate_SS.max())
-    return film_SS * (0.2 + 0.8 * (gate_SS - low) / max(high - low, 1e-12))
+    low, high = np.percentile(gate_SS, [2, 98]).tolist()  # a single bright cell must not dim all the rest
+    return film_SS * (0.2 + 0.8 * np.clip((gate_SS - low) / max(high - low, 1e-12), 0, 1))
 
 
 def _jpeg(picture: Floats | NDArray[np.uint8]) -> bytes:

@@ -201,7 +201,7 @@ def test_the_page_holds_for_the_local_prevalence(record, without_paths):
 
 
 def test_the_page_shows_pictures_and_borders_as_they_were_found(record, without_paths):
-    picture = Picture("false positive", "0" * 32, None, 0.987, b"film", b"evidence", None)
+    picture = Picture("false positive", "0" * 32, None, 0.987, b"film", b"evidence", None, (7, 8))
     row = {
         "region": "border", "films": 40, "positives": 20, "negatives": 20, "auroc": 0.9, "auroc_low": 0.8,
         "auroc_high": 0.95, "auroc_change": -0.0214, "auroc_change_low": -0.04, "auroc_change_high": 0.01,
@@ -216,7 +216,12 @@ def test_the_page_shows_pictures_and_borders_as_they_were_found(record, without_
     ]
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
     words = shown.words()
-    assert "False positives" in words and "probability 0.987" in words and "holds pictures of films" in words
+    assert (
+        "False positives" in words
+        and "in 7 × 8 cells" in words
+        and "probability 0.987" in words
+        and "holds pictures of films" in words
+    )
     assert "border, a tenth of each side 0.900 0.800–0.950 −0.021 −0.040 to +0.010" in words
     refused = page(without_paths, record, explained=Explained((), "reasons", None, "others"))
     assert "No heat maps: reasons." in refused and "Borders not checked: others." in refused

@@ -24,7 +24,7 @@ def test_the_evidence_adds_up_to_the_margin() -> None:
     found = heat_maps(classifier, films)
     head = classifier.backbone.fc
     torch.testing.assert_close(found.evidence_BSS.sum((1, 2)), margin(classifier, films, head), rtol=1e-3, atol=1e-5)
-    assert found.evidence_BSS.std(dim=(1, 2)).min() > 0
+    assert found.evidence_BSS.std(dim=(1, 2)).min() > 0 and found.cells == (32, 32)
 
 
 def test_a_feature_map_of_one_cell_is_the_margin_everywhere() -> None:

@@ -8,6 +8,7 @@ from pneumobatch import config, tables
 from pneumobatch.screening import masking
 
 SIZE, FILMS = 64, 240
+RECORD = {"run_id": "r", "model_id": "m"}
 OPTIONS = config.Evaluation(bootstrap=200)
 
 
@@ -67,10 +68,11 @@ def test_a_cover_is_the_mean_of_the_rest_and_leaves_the_rest() -> None:
 def test_the_table_names_the_region_that_a_network_lives_on(patients: int | None) -> None:
     for region, other in (("border", "centre"), ("centre", "border")):
         table, pixels = films(region, patients)
-        found = masking.measure(table, pixels, looking_at(region), OPTIONS)
+        found = masking.measure(table, pixels, looking_at(region), OPTIONS, RECORD)
         assert found.schema.equals(tables.masking_schema(), check_metadata=True)
         rows = {row["region"]: row for row in found.to_pylist()}
         assert list(rows) == ["none", "border", "corners", "centre"]
+        assert {(row["run_id"], row["model_id"]) for row in rows.values()} == {("r", "m")}
         whole, lost, kept = rows["none"], rows[region], rows[other]
         assert (whole["films"], whole["positives"], whole["negatives"]) == (FILMS, FILMS // 2, FILMS // 2)
         assert whole["auroc_low"] < whole["auroc"] < whole["auroc_high"] and whole["auroc_change"] is None
