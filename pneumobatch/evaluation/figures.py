@@ -192,7 +192,8 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, pre
         axes.plot(x, y, color=INK, lw=1, alpha=0.5, clip_on=False)
         sizes = [14 + 90 * np.sqrt(row.films / max(r.films for r in rows)) for row in rows]
         axes.scatter(x, y, s=sizes, color=INK, zorder=4, clip_on=False, edgecolors="white", linewidths=0.8)
-        axes.text(0.03, 0.92, f"ECE {three(gap)}, Brier {three(brier)}", fontsize=12)
+        behind: Any = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 2}
+        axes.text(0.03, 0.92, f"ECE {three(gap)}, Brier {three(brier)}", fontsize=12, bbox=behind, zorder=6)
         name, title = "reliability", "Reliability curve"
         if prevalence is not None:
             name, title = f"{name}-local", f"{title} at the local prevalence"

@@ -93,8 +93,9 @@ def _tinted(film_SS: NDArray[np.uint8], evidence_SS: Floats) -> Floats:
 
 def _lit(film_SS: NDArray[np.uint8], gate_SS: Floats) -> Floats:
     """Dims the film to a fifth where its gate is least, and leaves it where the gate is greatest."""
-    low, high = np.percentile(gate_SS, [2, 98]).tolist()  # a single bright cell must not dim all the rest
-    return film_SS * (0.2 + 0.8 * np.clip((gate_SS - low) / max(high - low, 1e-12), 0, 1))
+    low, high = (float(bound) for bound in np.percentile(gate_SS, [2, 98]))  # one bright cell must not dim all the rest
+    share_SS = np.clip((gate_SS - low) / max(high - low, 1e-12), 0, 1)
+    return np.asarray(film_SS * (0.2 + 0.8 * share_SS))
 
 
 def _jpeg(picture: Floats | NDArray[np.uint8]) -> bytes:
