@@ -201,7 +201,8 @@ def test_no_planted_identifier_is_anywhere(tmp_path: Path, bundle_uri: str, key:
         assert run("catalog", *common) == 0
         assert run(*screen, "--screening.failure_budget", "0.01") == 1
         assert run(*screen, "--screening.failure_budget", "0.9") == 0, console[-1].decode()
-        joined = run("evaluate", "--evaluation.labels", str(labels), "--archive.key_column", "accession")
+        look = ["--evaluation.heat_maps", "2", "--evaluation.masked_films", "6"]  # the archive is listed and read again
+        joined = run("evaluate", "--evaluation.labels", str(labels), "--archive.key_column", "accession", *look)
         assert run("evaluate", "--evaluation.labels", str(broken), "--archive.key_column", "accession") == 2
         assert run("evaluate") == 0
         assert run("runs") == 0
@@ -214,6 +215,7 @@ def test_no_planted_identifier_is_anywhere(tmp_path: Path, bundle_uri: str, key:
     assert {row["study_month"] for row in table} <= {MONTH, None}
     if key:
         assert joined == 0, console[3].decode()
+        assert list((output / "masking").rglob("*.parquet")) and b"no picture of these leaves" in console[3]
         os.environ[SITE_KEY] = KEY
         try:
             assert {keyed_hash(f"accession:{name}") for name in accessions} <= {row["accession"] for row in table}

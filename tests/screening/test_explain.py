@@ -94,20 +94,29 @@ def test_no_picture_of_a_run_with_dicom_leaves_but_its_borders_are_checked(site:
 
 @pytest.mark.engine
 def test_by_default_nothing_is_looked_at(site: Path) -> None:
-    page, before = evaluated(site, "jpeg", "--evaluation.bootstrap", "20")
+    before = sorted((site / "out").rglob("masking/**/*.parquet"))
+    page, _ = evaluated(site, "jpeg", "--evaluation.bootstrap", "20")
     assert "<img" not in page and "Where the network looks" not in page and "holds no image and no patient" in page
-    assert len(before) == 1  # of the test above
+    assert sorted((site / "out").rglob("masking/**/*.parquet")) == before
 
 
 @pytest.mark.engine
-def test_films_that_moved_or_changed_are_not_shown(site: Path, tmp_path: Path) -> None:
-    shutil.copytree(site, tmp_path / "site")
-    site = tmp_path / "site"
-    shutil.move(site / "bundle", site / "moved")
-    gone = ["--archive.uri", str(tmp_path / "nowhere")]
-    page, _ = evaluated(site, "dicom", *WANTED, *gone)
+def test_what_moved_or_changed_is_not_shown_and_the_page_says_why(site: Path, tmp_path: Path) -> None:
+    page, _ = evaluated(site, "dicom", *WANTED, "--archive.uri", str(tmp_path / "nowhere"))
     assert "Borders not checked: none of the films is where it was screened" in page
     assert str(tmp_path) not in page
+    shutil.move(site / "films", site / "moved")
+    try:
+        page, _ = evaluated(site, "jpeg", *WANTED)
+        assert "No heat maps: none of the films is where it was screened" in page and "<img" not in page
+    finally:
+        shutil.move(site / "moved", site / "films")
+    shutil.move(site / "bundle", site / "moved")
+    try:
+        page, _ = evaluated(site, "jpeg", *WANTED)
+        assert "No heat maps: the bundle no longer lies where the run found it" in page and "<img" not in page
+    finally:
+        shutil.move(site / "moved", site / "bundle")
 
 
 def test_errors_are_shown_from_the_worst_and_right_calls_from_the_middle() -> None:
