@@ -7,6 +7,7 @@ From Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common. Everything l
 of 127.0.0.1, and ends with `stop`. It is a store for tests: no replication, no authentication between its daemons.
 """
 
+import os
 import shutil
 import signal
 import socket
@@ -35,6 +36,19 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def environment(endpoint: str, access_key: str = "test", secret_key: str = "testtest") -> dict[str, str]:
+    """The variables that lead the standard chain to a store of the tests."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
 class Ceph:
     """One store; `start` returns when it answers, after some 15 s."""
 
@@ -50,6 +64,11 @@ class Ceph:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead the standard chain here."""
+        return environment(self.url, self.access_key, self.secret_key)
 
     def start(self) -> Self:
         try:

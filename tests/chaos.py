@@ -30,17 +30,14 @@ import boto3
 import numpy as np
 import psutil
 import pyarrow as pa
-import torch
 from PIL import Image
 
-from pneumobatch import storage, tables
+from pneumobatch import storage
 from pneumobatch.archive import phantoms
-from pneumobatch.config import Network
-from pneumobatch.models import bundle as bundles
-from pneumobatch.models.networks import build
 from pneumobatch.screening.verify import verify
 from tests import ceph
 from tests.faults import FaultProxy, Rule
+from tests.untrained import write_bundle
 
 KILLS = ("driver", "actor", "decoder", "worker", "raylet")
 FAULTS = ("slow_down", "reset", "lost_reply", "truncate", "stall", "outage")
@@ -91,20 +88,6 @@ def write_films(folder: Path) -> None:
     shutil.copy(folder / "3" / "0003.png", folder / "5" / "copy.png")
 
 
-def write_bundle(folder: Path) -> None:
-    torch.manual_seed(0)
-    config = Network(name="attention_resnet18", image_size=64)
-    history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
-    bundle = bundles.Bundle(
-        network=config,
-        preprocessing=bundles.Preprocessing(image_size=64),
-        temperature=1.5,
-        threshold=0.5,
-        target="none",
-    )
-    bundles.save(str(folder), bundle, build(config).state_dict(), history, reference, "# MODEL_ID\n")
-
-
 def command(scene_archive: str, bundle: str, output: str) -> list[str]:
     flags = {"archive.uri": scene_archive, "screening.bundle": bundle, "screening.run_id": "run", "output.uri": output}
     more = ["--screening.block_images", "4", "--screening.compile", "off", "--cluster.object_store_gb", "0.3"]
@@ -124,7 +107,7 @@ def rows_of(output: str) -> dict[str, tuple[str, str | None, float | None]]:
 def prepare(folder: Path) -> Scene:
     """Makes archive and bundle, and scores them undisturbed."""
     write_films(folder / "films")
-    write_bundle(folder / "bundle")
+    write_bundle(str(folder / "bundle"))
     archive, bundle, output = str(folder / "films"), str(folder / "bundle"), str(folder / "undisturbed")
     subprocess.run(command(archive, bundle, output), check=True, capture_output=True, timeout=PATIENCE)
     return Scene(folder, archive, bundle, rows_of(output))
@@ -268,14 +251,6 @@ def rules_of(kind: str, dice: random.Random) -> list[Rule]:
     }[kind]
 
 
-def environment_of(store: ceph.Ceph) -> dict[str, str]:
-    """The variables that lead the standard chain to the store."""
-    return {
-        "AWS_ENDPOINT_URL": store.url, "AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-
-
 def failing_store(kind: str, seed: int, scene: Scene, outage: float = OUTAGE_SECONDS) -> Outcome:
     """A trial over a store that fails: archive and output lie in it, only the readers bypass the faults."""
     dice, outcome, began = random.Random(f"{kind} {seed}"), Outcome(kind, seed), time.monotonic()
@@ -335,7 +310,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         if set(kinds) & set(FAULTS):
-            os.environ |= environment_of(stack.enter_context(ceph.Ceph(Path(folder) / "ceph")))
+            os.environ |= stack.enter_context(ceph.Ceph(Path(folder) / "ceph")).environment
         scene = prepare(Path(folder))
         try:
             for number in range(options.trials):

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
 import pytest
-import torch
 
-from pneumobatch import cluster, tables
+from pneumobatch import cluster
 from pneumobatch.archive import phantoms
-from pneumobatch.config import Cluster, Network
+from pneumobatch.config import Cluster
 from pneumobatch.models import bundle as bundles
-from pneumobatch.models.networks import build
 from tests import ceph as ceph_store
+from tests import untrained
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -45,19 +43,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., bundles.Bundle]:
     """Writes a bundle of an untrained network."""
-
-    def make(
-        uri: str, *, size: int = 64, name: str = "attention_resnet18", seed: int = 0, **more: object
-    ) -> bundles.Bundle:
-        torch.manual_seed(seed)
-        config = Network(name=name, image_size=size)
-        network = build(config)
-        fields = {"temperature": 1.5, "threshold": 0.5, "target": "sensitivity >= 0.95", **more}
-        bundle = bundles.Bundle(network=config, preprocessing=bundles.Preprocessing(image_size=size), **fields)  # type: ignore[arg-type]
-        history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
-        return bundles.save(uri, bundle, network.state_dict(), history, reference, "# MODEL_ID\n")
-
-    return make
+    return untrained.write_bundle
 
 
 @pytest.fixture(scope="session")
@@ -73,19 +59,6 @@ def engine() -> Iterator[cluster.Resources]:
     """The local engine that all engine tests share."""
     with cluster.engine(Cluster(num_cpus=2, object_store_gb=0.5)) as resources:
         yield resources
-
-
-def s3_environment(endpoint: str, access_key: str = "test", secret_key: str = "testtest") -> dict[str, str]:
-    """The variables that lead the standard chain to a store of the tests."""
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": access_key,
-        "AWS_SECRET_ACCESS_KEY": secret_key,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
 
 
 def _enter(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> str:
@@ -115,7 +88,7 @@ def moto() -> Iterator[str]:
 @pytest.fixture
 def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix in a new bucket of the mock, with this process's environment leading to it."""
-    return _enter(monkeypatch, s3_environment(moto))
+    return _enter(monkeypatch, ceph_store.environment(moto))
 
 
 @pytest.fixture(scope="session")
@@ -130,4 +103,4 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ceph_store.Ceph]:
 @pytest.fixture
 def ceph_s3(ceph: ceph_store.Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix in a new bucket of the real store, with this process's environment leading to it."""
-    return _enter(monkeypatch, s3_environment(ceph.url, ceph.access_key, ceph.secret_key))
+    return _enter(monkeypatch, ceph.environment)

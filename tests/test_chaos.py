@@ -27,7 +27,7 @@ def test_a_failing_store_loses_nothing(
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
-    for name, value in chaos.environment_of(ceph).items():
+    for name, value in ceph.environment.items():
         monkeypatch.setenv(name, value)
     outcome = chaos.failing_store(kind, seed, scene, outage=10)
     assert outcome.wrong == [], Path(scene.folder / "log").read_text()[-3000:]

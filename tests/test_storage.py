@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pneumobatch import storage
 from pneumobatch.storage import persistence
-from tests.conftest import s3_environment
+from tests.ceph import environment
 from tests.faults import FaultProxy, Rule
 
 
@@ -253,7 +253,7 @@ def test_the_profile_leads_to_the_store(moto: str, s3: str, tmp_path: Path, monk
 @pytest.fixture
 def proxy(moto: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with FaultProxy(moto, seed=1) as proxy:
-        for name, value in s3_environment(proxy.url).items():
+        for name, value in environment(proxy.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(storage.s3, "STALL", 1)
         monkeypatch.setattr(storage.s3_clients, "STALL", 1)

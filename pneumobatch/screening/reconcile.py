@@ -7,8 +7,7 @@ Out: one Parquet file of tables.prediction_schema, in the order of the catalogue
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import duckdb
@@ -25,19 +24,36 @@ ROW_GROUP = 100_000
 
 
 class Predictions(NamedTuple):
-    """A run's predictions as the file that is published, and its counts."""
+    """A run's predictions as the file that is published, and what it is found to hold."""
 
     data: bytes
     """Parquet, zstd."""
-    rows: int
-    images: int
-    """Different image_id."""
+    ids: pa.ChunkedArray
+    """image_id of its rows."""
     reasons: list[tuple[tuple[str, str | None], int]]
     """Images by (status, reason), most frequent first."""
+
+    @classmethod
+    def read(cls, data: bytes) -> "Predictions":
+        """Counts what the file holds."""
+        rows = pq.read_table(pa.BufferReader(data), columns=["image_id", "status", "reason"])
+        counted = rows.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        reasons = Counter({(row["status"], row["reason"]): row["count_all"] for row in counted})
+        return cls(data, rows["image_id"], reasons.most_common())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return len(self.ids)
 
     def count(self, status: Status) -> int:
         """Images that ended so."""
         return sum(n for (found, _), n in self.reasons if found == status)
+
+    def answer_for(self, catalogue: pa.Table) -> bool:
+        """Whether there is exactly one row for every image of the catalogue."""
+        known = pc.all(pc.is_in(self.ids, catalogue["image_id"].combine_chunks()), min_count=0).as_py()
+        return bool(known and self.rows == pc.count_distinct(self.ids).as_py() == len(catalogue))
 
 
 def nothing_staged() -> pa.Table:
@@ -68,22 +84,34 @@ def settled(staged: pa.Table, films: pa.Table, passing: Sequence[str]) -> pa.Chu
 KEY = ["image_id", "status", "sha256", "scored_at", "format"]
 """Staged columns that decide which row of a film counts."""
 
-MEMORY = "512MB"
-"""What the join may hold in memory before it goes to disk: identifiers and hashes alone."""
 
-_JOIN = """
-WITH latest AS (  -- a film tried again counts as its best and last try
-    SELECT image_id, status, sha256, row FROM staged
-    QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY status = 'failed', scored_at DESC) = 1
-), joined AS (
-    SELECT n.row AS position, l.row AS staged, f.row AS film, l.status, l.sha256,
-        first_value(n.row) OVER (PARTITION BY l.sha256, l.status ORDER BY n.row) AS first
-    FROM catalogue n LEFT JOIN latest l USING (image_id) LEFT JOIN films f USING (image_id)
-)
-SELECT staged, film, coalesce(sha256 IS NOT NULL, false) AS read,
-    CASE WHEN status = 'scored' AND sha256 IS NOT NULL AND first <> position THEN first END AS original
-FROM joined ORDER BY position
-"""
+class _Places(NamedTuple):
+    """For each image of the catalogue, in its order; NULL where there is none."""
+
+    staged: pa.Array
+    """Row of `staged` that counts: a film tried again counts as its best and last try."""
+    film: pa.Array
+    """Row of `films`."""
+    original: pa.Array
+    """Place in the catalogue of the first scored image with the same bytes."""
+    read: pa.Array
+    """Whether its bytes were read; never NULL."""
+
+    @classmethod
+    def find(cls, catalogue: pa.Table, films: pa.Table, key: pa.Table) -> "_Places":
+        ids = catalogue["image_id"].combine_chunks()
+        key = key.append_column("failed", pc.equal(key["status"], str(Status.FAILED)))
+        order = pc.sort_indices(key, [("failed", "ascending"), ("scored_at", "descending")])
+        staged = order.take(pc.index_in(ids, key["image_id"].combine_chunks().take(order)))
+        digest = key["sha256"].combine_chunks().take(staged)
+        scored = pc.equal(key["status"].combine_chunks().take(staged), str(Status.SCORED))
+        bytes_of = pc.if_else(scored, digest, None)
+        first = pc.index_in(bytes_of, bytes_of, skip_nulls=True)
+        original = pc.if_else(pc.equal(first, pa.array(np.arange(len(ids), dtype=np.int32))), None, first)
+        return cls(staged, pc.index_in(ids, films["image_id"].combine_chunks()), original, pc.is_valid(digest))
+
+    def slice(self, start: int, length: int) -> "_Places":
+        return _Places(*(column.slice(start, length) for column in self))
 
 
 def predictions(
@@ -94,8 +122,8 @@ def predictions(
     band: tuple[float, float] | None,
     *,
     keep_uri: bool | None,
-) -> Predictions:
-    """Joins catalogue and staged rows, names duplicates, and encodes the table that is published.
+) -> bytes:
+    """Joins catalogue and staged rows, names duplicates, and encodes the table that is published, as Parquet.
 
     Args:
         catalogue: What the run answers for.
@@ -108,106 +136,55 @@ def predictions(
     key = staged(KEY)
     dicom = "dicom" in {*catalogue["format"].unique().to_pylist(), *key["format"].unique().to_pylist()}
     keep = not dicom if keep_uri is None else keep_uri
-    with TemporaryDirectory() as spill, duckdb.connect() as connection:
-        connection.execute("SET memory_limit = ?", [MEMORY])
-        connection.execute("SET temp_directory = ?", [spill])
-        for name, table in (("catalogue", catalogue), ("films", films), ("staged", key)):
-            columns = table.select([column for column in KEY if column in table.column_names and column != "format"])
-            connection.register(name, columns.append_column("row", pa.array(np.arange(len(table)))))
-        places = connection.sql(_JOIN).to_arrow_table()
+    places = _Places.find(catalogue, films, key)
     del key
     rows = staged(None)
-    rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names]).combine_chunks()
+    rows = rows.drop_columns([name for name in ("image_id", "sha256") if name in rows.column_names])
+    ids = catalogue["image_id"].combine_chunks()
+    uris = films["uri"].combine_chunks() if keep else None
     schema = tables.prediction_schema(tables.subgroup_columns(catalogue.column_names))
-    parts = (
-        _published(catalogue, films if keep else None, rows, part, constants, band, schema, certain=keep_uri is True)
-        for start in range(0, len(catalogue), ROW_GROUP)
-        for part in [(start, places.slice(start, ROW_GROUP))]
-    )
-    return _encode(parts, schema)
+
+    def published(start: int) -> pa.Table:
+        part = places.slice(start, ROW_GROUP)
+        listed, found = catalogue.slice(start, ROW_GROUP), rows.take(part.staged)
+        copied, tried = pc.is_valid(part.original), pc.is_valid(found["status"])
+        kind = pc.if_else(part.read, found["format"], listed["format"])
+        probability = pc.if_else(copied, None, found["probability"])
+        computed = {
+            "status": pc.if_else(copied, str(Status.DUPLICATE), pc.coalesce(found["status"], str(Status.FAILED))),
+            "reason": pc.if_else(copied, "byte_identical", pc.if_else(tried, found["reason"], "missing")),
+            "duplicate_of": ids.take(part.original),
+            "version": pc.coalesce(found["version"], listed["version"]),
+            "patient": pc.coalesce(listed["patient"], found["patient"]),
+            "format": kind,
+            "probability": probability,
+            "predicted_label": pc.greater_equal(probability, constants["threshold"]),
+            "uri": None if uris is None else _publishable(uris.take(part.film), kind, certain=keep_uri is True),
+            **{name: pa.repeat(value, len(listed)) for name, value in constants.items()},
+        }
+        if band:
+            low, high = pc.greater_equal(probability, band[0]), pc.less_equal(probability, band[1])
+            computed["uncertain"] = pc.and_(low, high)
+        return _shaped(computed, (found, listed), schema)
+
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(catalogue), ROW_GROUP):
+            writer.write_table(published(start), row_group_size=ROW_GROUP)
+    return sink.getvalue()
 
 
-def _published(
-    catalogue: pa.Table, films: pa.Table | None, rows: pa.Table, part: tuple[int, pa.Table],
-    constants: Mapping[str, Any], band: tuple[float, float] | None, schema: pa.Schema, *, certain: bool,
-) -> pa.Table:  # fmt: skip
-    """Rows of the published table for a slice of the catalogue."""
-    start, places = part
-    listed, found = catalogue.slice(start, len(places)), rows.take(places["staged"].combine_chunks())
-    original = places["original"].combine_chunks()
-    copied, tried = pc.is_valid(original), pc.is_valid(found["status"])
-    kind = pc.if_else(places["read"].combine_chunks(), found["format"], listed["format"])
-    probability = pc.if_else(copied, None, found["probability"])
-    computed = {
-        "status": pc.if_else(copied, str(Status.DUPLICATE), pc.coalesce(found["status"], str(Status.FAILED))),
-        "reason": pc.if_else(copied, "byte_identical", pc.if_else(tried, found["reason"], "missing")),
-        "duplicate_of": catalogue["image_id"].combine_chunks().take(original),
-        "version": pc.coalesce(found["version"], listed["version"]),
-        "patient": pc.coalesce(listed["patient"], found["patient"]),
-        "format": kind,
-        "probability": probability,
-        "predicted_label": pc.greater_equal(probability, constants["threshold"]),
-        "uri": pa.nulls(len(places), pa.string()),
-        **{name: pa.repeat(value, len(places)) for name, value in constants.items()},
-    }
-    if band:
-        low, high = pc.greater_equal(probability, band[0]), pc.less_equal(probability, band[1])
-        computed["uncertain"] = pc.and_(low, high)
-    if films is not None:
-        uris = films["uri"].combine_chunks().take(places["film"].combine_chunks())
-        # A path is only written where the file is known to be no DICOM file, by its content or else by its name.
-        known = pc.fill_null(pc.is_in(kind, pa.array(["jpeg", "png"])), False)
-        computed["uri"] = uris if certain else pc.if_else(known, uris, None)
+def _publishable(uris: pa.Array, kind: pa.ChunkedArray, *, certain: bool) -> pa.ChunkedArray:
+    """A path is only written where the file is known to be no DICOM file, by its content or else by its name."""
+    known = pc.fill_null(pc.is_in(kind, pa.array(["jpeg", "png"])), False)
+    return uris if certain else pc.if_else(known, uris, None)
+
+
+def _shaped(computed: Mapping[str, Any], sources: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """The schema's columns: the computed one, else that of the first table which has it, else NULL."""
     columns = []
     for field in schema:
-        source = next((table for table in (found, listed) if field.name in table.column_names), None)
+        source = next((table for table in sources if field.name in table.column_names), None)
         column = computed.get(field.name, source[field.name] if source else None)
-        columns.append(pa.nulls(len(places), field.type) if column is None else column.cast(field.type))
+        columns.append(pa.nulls(len(sources[0]), field.type) if column is None else column.cast(field.type))
     return pa.table(columns, schema=schema)
-
-
-def _encode(parts: Iterable[pa.Table], schema: pa.Schema) -> Predictions:
-    sink = io.BytesIO()
-    counted = _Count()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(part, row_group_size=ROW_GROUP)
-            counted.add(part)
-    return counted.result(sink.getvalue())
-
-
-class _Count:
-    def __init__(self) -> None:
-        self.rows, self.ids, self.reasons = 0, list[pa.ChunkedArray](), Counter[tuple[str, str | None]]()
-
-    def add(self, part: pa.Table) -> None:
-        self.rows += len(part)
-        self.ids.append(part["image_id"])
-        for row in part.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            self.reasons[row["status"], row["reason"]] += row["count_all"]
-
-    def result(self, data: bytes) -> Predictions:
-        ids = pa.chunked_array([chunk for column in self.ids for chunk in column.chunks], pa.string())
-        return Predictions(data, self.rows, pc.count_distinct(ids).as_py(), self.reasons.most_common())
-
-
-def read_back(data: bytes, catalogue: pa.Table) -> Predictions:
-    """Takes predictions that are published already, after making sure that they answer for this catalogue.
-
-    Raises:
-        RuntimeError: They do not.
-    """
-    counted = _Count()
-    with pq.ParquetFile(io.BytesIO(data)) as file:
-        for batch in file.iter_batches(ROW_GROUP, columns=["image_id", "status", "reason"]):
-            counted.add(pa.table(batch))
-    found = counted.result(data)
-    ids = pa.chunked_array([chunk for column in counted.ids for chunk in column.chunks], pa.string())
-    if (
-        not found.rows == found.images == len(catalogue)
-        or not pc.all(pc.is_in(ids, catalogue["image_id"].combine_chunks()), min_count=0).as_py()
-    ):
-        raise RuntimeError(
-            "predictions of this run_id are there already and answer for other images; choose another screening.run_id"
-        )
-    return found

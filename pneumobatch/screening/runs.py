@@ -132,7 +132,6 @@ class Run:
             RuntimeError: The counts do not reconcile.
         """
         self.flush()
-        wanted = len(self.catalogue)
         scored = pc.is_in(self.films["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
         lost = len(self.films) - pc.sum(scored, min_count=0).as_py()
         if lost:
@@ -140,14 +139,20 @@ class Run:
                 f"run {self.run_id}: {lost} images that are in the archive were not scored; start it again"
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
-        found = reconcile.predictions(
-            self.catalogue, self.films, self._parts, constants, self.bundle.uncertain,
-            keep_uri=self.job.output.keep_source_uri,
-        )  # fmt: skip
-        if found.rows != wanted or found.images != wanted:
+        found = Predictions.read(
+            reconcile.predictions(
+                self.catalogue,
+                self.films,
+                self._parts,
+                constants,
+                self.bundle.uncertain,
+                keep_uri=self.job.output.keep_source_uri,
+            )  # fmt: skip
+        )
+        if not found.answer_for(self.catalogue):
             raise RuntimeError(
-                f"run {self.run_id}: {found.rows} rows of {found.images} images for {wanted} catalogued ones; nothing "
-                "was published"
+                f"run {self.run_id}: {found.rows} rows for {len(self.catalogue)} catalogued images are not one each; "
+                "nothing was published"
             )
         self._check_budget(found)
         return found
@@ -177,12 +182,16 @@ class Run:
             "catalog": f"catalog/runs/{self.run_id}.parquet",
             "predictions": f"predictions/model_id={self.bundle.model_id}/run_date={date}/{self.run_id}.parquet",
         }
-        listed = storage.encode(self.catalogue)
-        if not storage.create_bytes(self._at(places["catalog"]), listed):
-            listed = storage.read_bytes(self._at(places["catalog"]))
-        if not storage.create_bytes(self._at(places["predictions"]), found.data):
+        listed = self._create(places["catalog"], storage.encode(self.catalogue))
+        written = self._create(places["predictions"], found.data)
+        if written is not found.data:
             # A start that was killed between the two writes, or taken over after a long silence, has been here.
-            found = reconcile.read_back(storage.read_bytes(self._at(places["predictions"])), self.catalogue)
+            found = Predictions.read(written)
+            if not found.answer_for(self.catalogue):
+                raise RuntimeError(
+                    f"{places['predictions']} is there already and answers for other images; choose another "
+                    "screening.run_id"
+                )
         record = {
             "schema": tables.SCHEMA_VERSION,
             "verb": "screen",
@@ -201,14 +210,16 @@ class Run:
             "weights_sha256": self.bundle.weights_sha256,
             **facts,
         }
-        storage.create_bytes(self.record_uri, json.dumps(record, indent=2).encode())
+        storage.create_bytes(self.record_uri, json.dumps(record).encode())  # one line: SQL engines read it as a row
         self.record = read_json(self.record_uri)
         assert self.record is not None
         self.clean()
         return self.record
 
-    def _at(self, path: str) -> str:
-        return storage.join(self.job.output.uri, path)
+    def _create(self, path: str, data: bytes) -> bytes:
+        """Creates a file of the output, or takes the one that is there; returns its content."""
+        uri = storage.join(self.job.output.uri, path)
+        return data if storage.create_bytes(uri, data) else storage.read_bytes(uri)
 
     def clean(self) -> None:
         """Removes what staging a published run still has."""
