@@ -139,16 +139,11 @@ class Run:
                 f"run {self.run_id}: {lost} images that are in the archive were not scored; start it again"
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
-        found = Predictions.read(
-            reconcile.predictions(
-                self.catalogue,
-                self.films,
-                self._parts,
-                constants,
-                self.bundle.uncertain,
-                keep_uri=self.job.output.keep_source_uri,
-            )  # fmt: skip
-        )
+        data = reconcile.predictions(
+            self.catalogue, self.films, self._parts, constants, self.bundle.uncertain,
+            keep_uri=self.job.output.keep_source_uri,
+        )  # fmt: skip
+        found = Predictions.read(data)
         if not found.answer_for(self.catalogue):
             raise RuntimeError(
                 f"run {self.run_id}: {found.rows} rows for {len(self.catalogue)} catalogued images are not one each; "
