@@ -287,8 +287,9 @@ def result_schema() -> pa.Schema:
     """Schema of an experiment's results: one row a trial, done or not, and one a row's mean where it has several seeds.
 
     Status: `done`; `failed`, `stopped` (early, by the scheduler) and `not_run` with a reason; `mean` over the seeds
-    that are done (seed NULL). `configuration` holds all keys of the recipe as JSON. Split sizes, hardware and seconds
-    stand in every row that has them; then the test films' counts at the threshold that the validation fold chose.
+    that are done (seed NULL). `configuration` holds all keys of the recipe as JSON. Split sizes (without the
+    `unreadable` films of all three sides), hardware and seconds stand in every row that has them; then the test films'
+    counts at the threshold that the validation fold chose.
 
     Intervals (95 %): Wilson for the rates of the counts; bootstrap over patients for `accuracy_patients`, auroc,
     average_precision, brier, ece and both differences from the baseline (same protocol, seed and films); DeLong for
@@ -307,7 +308,9 @@ def result_schema() -> pa.Schema:
         | dict.fromkeys(("network", "weights", "loss", "preset", "target", "hardware", "arithmetic"), text)
         | dict.fromkeys(("image_size", "epochs", "chosen_epoch", "batch_size"), whole)
         | {"learning_rate": number, "configuration": text, "seconds": number, "seeds": whole}
-        | dict.fromkeys(("parameters", "multiply_adds", "train_films", "validation_films", "test_films"), whole)
+        | dict.fromkeys(
+            ("parameters", "multiply_adds", "train_films", "validation_films", "test_films", "unreadable"), whole
+        )
         | dict.fromkeys(("validation_auroc", "temperature", "threshold"), number)
         | dict.fromkeys(("tp", "fp", "tn", "fn"), whole)
         | dict.fromkeys([*bounds, "accuracy_patients_low", "accuracy_patients_high"], number)

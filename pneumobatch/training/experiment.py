@@ -87,6 +87,7 @@ def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
     facts = {name: found[name] for name in comparison.MEASURED} | {
         "validation_films": len(labels), "validation_auroc": metrics.auroc(labels, margins), "temperature": temperature,
         "threshold": threshold,
+        "unreadable": sum(map(len, split[:3])) - found["train_films"] - len(labels) - len(films),
     }  # fmt: skip
     return Entry(
         recipe | facts | {"status": "done"},

@@ -58,11 +58,11 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
     known = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], test["patient"].combine_chunks()))
-    if not len(test) or pc.all(known).as_py():
+    rest = rest.filter(pc.invert(known))
+    if not len(test) or not len(rest):
         raise ValueError(
             f"experiment.test: {uri} leaves no film on one side; it must be another folder than archive.uri"
         )
-    rest = rest.filter(pc.invert(known))
     left_out = len(films) - len(rest)
     return rest, test, (
         f"the data set's own test folder, {len(test)} films, and its training folder, {len(rest)} films; {left_out} of "
