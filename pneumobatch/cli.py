@@ -137,7 +137,10 @@ def experiment(
     )  # fmt: skip
     from pneumobatch.training.experiment import experiment as run
 
-    _show(*run(job))
+    done = run(job)
+    _show(*done.told)
+    if done.failed:
+        raise RuntimeError(f"{done.failed} trials failed (see the report); the next start tries them again")
 
 
 @app.command

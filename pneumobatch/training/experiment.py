@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,20 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def experiment(job: Job) -> list["RenderableType"]:
-    """Runs what is left of an experiment, writes what is known of all of it, and returns what to print.
+WRITTEN = {"results": "results.parquet", "predictions": "predictions.parquet", "report": "index.html"}
+
+
+class Experimented(NamedTuple):
+    """What an experiment left behind."""
+
+    told: list["RenderableType"]
+    """What to print."""
+    failed: int
+    """Trials that failed; a later start tries them again."""
+
+
+def experiment(job: Job) -> Experimented:
+    """Runs what is left of an experiment, and writes what is known of all of it.
 
     Raises:
         ValueError: The grid, the archive or its labels do not allow it.
@@ -43,16 +55,13 @@ def experiment(job: Job) -> list["RenderableType"]:
             entries += [_not_run(job, name, row, plan) for row in grid.rows(job).items()]
     results, predictions = comparison.compare(entries, baseline, job.evaluation)
     home = storage.join(job.output.uri, "experiments", job.experiment.name)
-    storage.write_table(storage.join(home, "predictions.parquet"), predictions)
-    storage.write_table(storage.join(home, "results.parquet"), results)
+    storage.write_table(storage.join(home, WRITTEN["predictions"]), predictions)
+    storage.write_table(storage.join(home, WRITTEN["results"]), results)
     page = comparison_report.render(job, results, baseline, {name: plan.told for name, plan in splits.items()})
-    storage.write_bytes(storage.join(home, "index.html"), page.encode())
-    return [
-        comparison_report.console_table(results, baseline),
-        f"results      {home}/results.parquet",
-        f"predictions  {home}/predictions.parquet",
-        f"report       {home}/index.html",
-    ]
+    storage.write_bytes(storage.join(home, WRITTEN["report"]), page.encode())
+    told: list[RenderableType] = [comparison_report.console_table(results, baseline)]
+    told += [f"{name:<12} {storage.join(home, file)}" for name, file in WRITTEN.items()]
+    return Experimented(told, results["status"].to_pylist().count("failed"))
 
 
 def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict[str, str]:
@@ -77,6 +86,8 @@ def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
         status, _, reason = missing.partition(": ")
         return Entry(recipe | {"status": status.replace(" ", "_"), "reason": reason})
     found: dict[str, Any] = json.loads(storage.read_bytes(tune.result_uri(trial.job, trial.key)))
+    if "stopped" in found:
+        return Entry(recipe | {"status": "stopped", "reason": found["stopped"].partition(": ")[2]})
     labels, margins = np.array(found["validation_labels"]), np.array(found["validation_margins"])
     plan, temperature = trial.job.training, metrics.fit_temperature(margins, labels)
     threshold = metrics.choose_threshold(labels, _sigmoid(margins / temperature), plan.target, plan.target_value)

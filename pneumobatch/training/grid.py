@@ -80,6 +80,8 @@ def _row(job: Job, levels: tuple[Level, ...]) -> Row:
             for key, value in values.items():
                 if changed.setdefault((section, key), value) != value:
                     raise ValueError(f"factors: two levels of row {name!r} give {section}.{key} different values")
+    if ("training", "seed") in changed:
+        raise ValueError(f"factors: row {name!r} sets training.seed; the seeds of all rows are experiment.seeds")
     preset = changed.get(("training", "preset"), job.training.preset)
     if job.training.preset == "paper" and preset != "paper":
         raise ValueError(

@@ -54,6 +54,10 @@ class Live(ray.tune.Callback):
         """A trial has failed for good."""
         self._move(trial, "failed", {})
 
+    def ended(self, key: str) -> bool:
+        """Whether a trial reached its end or was stopped by the scheduler, and was not cut off with the experiment."""
+        return self.states.get(key, ("", {}))[0] == "ended"
+
     def _move(self, trial: Any, state: str, figures: dict[str, Any]) -> None:
         key = trial.config["key"]
         self.states.pop(key, None)  # the last that moved stands last

@@ -101,11 +101,14 @@ def run(
         grid = tuner.fit()
         ended = [grid[i] for i in range(len(grid))]
     found = {str(result.config["key"]): result for result in ended if result.config}
-    return {
-        trial.key: _reason(found.get(trial.key), trial)
-        for trial in trials
-        if not storage.is_file(result_uri(trial.job, trial.key))
-    }
+    left = [trial for trial in trials if not storage.is_file(result_uri(job, trial.key))]
+    reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
+    for trial in left:
+        if reasons[trial.key].startswith("stopped"):  # for good: a later start shall not go on with it
+            content = {"stopped": reasons[trial.key]}
+            storage.write_bytes(result_uri(job, trial.key), json.dumps(content).encode())
+            storage.delete(_own(trial))
+    return reasons
 
 
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
@@ -115,15 +118,26 @@ def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
     return max(int(min(share, max(node["Resources"].get("CPU", 0) for node in nodes))), 1)
 
 
-def _reason(result: "ray.tune.Result | None", trial: Trial) -> str:
-    """Why a trial has no scores, beginning with `failed`, `stopped` or `not run`."""
+def _own(trial: Trial) -> str:
+    """Where an unfinished trial keeps its checkpoint."""
+    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
+
+
+def _reason(result: "ray.tune.Result | None", trial: Trial, *, ended: bool) -> str:
+    """Why a trial has no scores, beginning with `failed`, `stopped` or `not run`.
+
+    Args:
+        result: What Tune knows of it.
+        trial: The trial.
+        ended: Whether the scheduler ended it, and not the experiment's end.
+    """
     if result is None or (result.error is None and not result.metrics):
         return "not run: stopped before its first epoch; start the experiment again to go on"
     if result.error is not None:
         return f"failed: {str(result.error).strip().splitlines()[-1]}"
     epoch = int((result.metrics or {}).get("epoch", 0))
     done = f"after epoch {epoch} of {trial.job.training.epochs}"
-    if trial.job.experiment.early_stopping:
+    if ended:
         return f"stopped: {done}, validation AUROC {(result.metrics or {})['auroc']:.4f}"
     return f"not run: stopped {done}; start the experiment again to go on"
 
@@ -143,8 +157,7 @@ def _trial(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(job, counts, device, Shard(0, 1))
     parameters, multiply_adds = cost(trainer.network, size)
-    own = storage.join(job.output.uri, "_staging", "experiments", job.experiment.name, trial.key)
-    state, chosen = storage.join(own, "state.pt"), storage.join(own, "chosen.pt")
+    state, chosen = (storage.join(_own(trial), name) for name in ("state.pt", "chosen.pt"))
     if storage.is_file(state):
         trainer.restore(_loaded(state))
         for row in trainer.history[: job.training.epochs - 1]:  # a scheduler that was started again has not seen them
@@ -176,7 +189,7 @@ def _trial(
         "seconds": sum(row["seconds"] for row in trainer.history),
     }
     storage.write_bytes(result_uri(job, trial.key), json.dumps(found).encode())
-    storage.delete(own)
+    storage.delete(_own(trial))
     ray.tune.report(trainer.history[-1])  # last of all, as a scheduler may stop a trial at any report
 
 

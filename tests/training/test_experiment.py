@@ -63,7 +63,7 @@ def results(output: Path) -> list[dict[str, Any]]:
 def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment with a row that fails in its first step."""
     output = tmp_path_factory.mktemp("undisturbed")
-    assert cli.run(command(job_file(output, "plain", "too small"), films, output)) == 0
+    assert cli.run(command(job_file(output, "plain", "too small"), films, output)) == 1
     return output
 
 

@@ -54,6 +54,7 @@ def test_committed_grids_are_whole(name: str) -> None:
             job({"a": [{"name": "a", "loss": {"gamma": 1}}], "b": [{"name": "b", "loss": {"gamma": 2}}]}),
             "'a, b' give loss.gamma different values",
         ),
+        (job({"r": [{"name": "other", "training": {"seed": 1}}]}), "the seeds of all rows are experiment.seeds"),
         (job({"network": NETWORKS}, experiment={"baseline": "plan"}), "did you mean 'plain'?"),
         (
             job({"r": [{"name": "ours", "training": {"preset": "default"}}]}, training={"preset": "paper"}),
