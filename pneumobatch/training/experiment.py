@@ -126,7 +126,9 @@ def _recipe(job: Job, protocol: str, row: str, seed: int) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "learning_rate": plan.learning_rate,
         "configuration": json.dumps(job.model_dump(mode="json", include=set(grid.SECTIONS))),
-        "target": plan.target if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}",
+        "target": "balanced sensitivity and specificity"
+        if plan.target == "balanced"
+        else f"{plan.target} >= {plan.target_value}",
     }
 
 

@@ -91,6 +91,7 @@ def _told(figures: dict[str, Any]) -> str:
     if not figures:
         return ""
     return (
-        f", loss {figures['train_loss']:.4f}, AUROC {figures['auroc']:.4f}, sensitivity {figures['sensitivity']:.3f}, "
-        f"specificity {figures['specificity']:.3f}, {figures['images_per_second']:.0f} images/s"
+        f", loss {figures['train_loss']:.4f}, validation AUROC {figures['auroc']:.4f}, "
+        f"sensitivity {figures['sensitivity']:.3f}, specificity {figures['specificity']:.3f}, "
+        f"{figures['images_per_second']:.0f} images/s"
     )
