@@ -20,6 +20,7 @@ from pneumobatch.config import (
     Cluster,
     Demo,
     Evaluation,
+    Experiment,
     Job,
     Loss,
     Network,
@@ -54,9 +55,10 @@ app = cyclopts.App(
 JobFile = Annotated[Path | None, cyclopts.Parameter(name="JOB.toml", help="Job file (TOML).")]
 
 
-def _job(**sections: Section) -> Job:
+def _job(factors: dict[str, Any] | None = None, **sections: Section) -> Job:
     """Puts the sections together again as they were given, so that a preset only fills what was not."""
-    return Job.model_validate({name: section.model_dump(exclude_unset=True) for name, section in sections.items()})
+    given = {name: section.model_dump(exclude_unset=True) for name, section in sections.items()}
+    return Job.model_validate({**given, "factors": factors} if factors else given)
 
 
 def _show(*lines: "RenderableType") -> None:
@@ -110,6 +112,35 @@ def train(
         f"{found['specificity']:.4f} at threshold {trained.bundle.threshold:.4f} ({trained.bundle.target})",
         f"bundle  {trained.uri}",
     )
+
+
+@app.command
+def experiment(
+    job_file: JobFile = None,
+    /,
+    *,
+    archive: Archive = Archive(),
+    network: Network = Network(),
+    loss: Loss = Loss(),
+    augmentation: Augmentation = Augmentation(),
+    training: Training = Training(),
+    experiment: Experiment = Experiment(),
+    evaluation: Evaluation = Evaluation(),
+    output: Output = Output(),
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Train every row of a grid as a Ray Tune trial, test them on the same films, and report with paired tests."""
+    job = _job(
+        archive=archive, network=network, loss=loss, augmentation=augmentation, training=training,
+        experiment=experiment, evaluation=evaluation, output=output, cluster=cluster,
+        factors=read_job(job_file).get("factors") if job_file else None,
+    )  # fmt: skip
+    from pneumobatch.training.experiment import experiment as run
+
+    done = run(job)
+    _show(*done.told)
+    if done.failed:
+        raise RuntimeError(f"{done.failed} trials failed (see the report); the next start tries them again")
 
 
 @app.command
@@ -282,7 +313,8 @@ def run(arguments: list[str]) -> int:
             Job.model_validate(data)  # the sections that this verb does not read are checked as well
             source = ""
             read = {name: data[name] for name in _sections(arguments[0]) if name in data}
-            app.config = cyclopts.config.Dict(read, source=str(path), use_commands_as_keys=False)
+            # Below the verb: at the root cyclopts drops a section that is called as a verb is.
+            app.config = cyclopts.config.Dict({arguments[0]: read}, source=str(path))
         else:
             app.config = None
         code = app(arguments)

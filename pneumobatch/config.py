@@ -295,6 +295,41 @@ class Evaluation(Section):
     """Length of the review and discrepancy lists that the report shows; the tables hold all."""
 
 
+class Experiment(Section):
+    """A comparison of training recipes: the rows of `factors` × seeds × protocols, each a trial of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "experiment"
+    """Folder of the results below `experiments/`; the same name goes on where it stopped, and keeps finished trials."""
+    baseline: str | None = None
+    """Row that every other row is tested against; default: the first."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Seeds of initial weights, order and augmentation; the splits stay those of `training.seed`."""
+    protocols: Annotated[tuple[Literal["official", "paper_like"], ...], Field(min_length=1)] = ("official",)
+    """official: the data set's own training and test folders; paper_like: `held_out` films of each class of the
+    archive are the test set, whole patients, and the remainder trains (reading 4)."""
+    test: Uri | None = None
+    """Folder or URI of the official test films; without it the rows of protocol official are shown as not run."""
+    held_out: Count = 208
+    """Films of each class that protocol paper_like holds out."""
+    concurrent: Count = 2
+    """Trials at a time, which share the CPUs; where the cluster has GPUs each trial has one to itself."""
+    hours: Positive | None = None
+    """Hours after which trials are stopped; what is left is shown as not run, and a later start goes on with it."""
+    early_stopping: bool = False
+    """Stop the trials that validate worst long before the last epoch (ASHA); they are never tested."""
+
+
+class Level(Section):
+    """One level of a factor: a name, and what it changes in the sections that all rows share."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What the level is called; the names of a row's levels make the row's name."""
+    network: Network = Network()
+    loss: Loss = Loss()
+    augmentation: Augmentation = Augmentation()
+    training: Training = Training()
+
+
 class Output(Section):
     """Where a job writes."""
 
@@ -360,6 +395,9 @@ class Job(Section):
     training: Training = Training()
     screening: Screening = Screening()
     evaluation: Evaluation = Evaluation()
+    experiment: Experiment = Experiment()
+    factors: dict[str, tuple[Level, ...]] = {}
+    """The grid of `experiment`: its rows are the product of the factors' levels. Without flags: only in a job file."""
     output: Output = Field(default_factory=Output)
     cluster: Cluster = Cluster()
     bench: Bench = Bench()

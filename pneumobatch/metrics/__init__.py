@@ -41,6 +41,7 @@ from pneumobatch.metrics.curves import (
     reliability,
 )
 from pneumobatch.metrics.intervals import bootstrap, delong, delong_interval, enough_resamples, percentile
+from pneumobatch.metrics.paired import Difference, McNemar, delong_paired, mcnemar
 
 __all__ = [
     "RATES",
@@ -48,9 +49,11 @@ __all__ = [
     "Z95",
     "Bin",
     "Counts",
+    "Difference",
     "Floats",
     "Interval",
     "Ints",
+    "McNemar",
     "Operating",
     "auroc",
     "average_precision",
@@ -61,10 +64,12 @@ __all__ = [
     "count",
     "delong",
     "delong_interval",
+    "delong_paired",
     "ece",
     "enough_resamples",
     "fit_temperature",
     "grid_counts",
+    "mcnemar",
     "operating_points",
     "over_thresholds",
     "percentile",

@@ -15,14 +15,21 @@ def delong(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float] | None:
     Films count as independent: with several films a patient, `bootstrap` over patients is the honest interval.
     """
     truth, score = checked(labels, scores)
-    positives, negatives = score[truth], score[~truth]
-    if min(positives.size, negatives.size) < 2:
+    if min(truth.sum(), (~truth).sum()) < 2:
         return None
-    ranks = _midranks(score)
-    above = (ranks[truth] - _midranks(positives)) / negatives.size
-    below = 1 - (ranks[~truth] - _midranks(negatives)) / positives.size
-    variance = above.var(ddof=1) / positives.size + below.var(ddof=1) / negatives.size
+    above, below = placements(truth, score)
+    variance = above.var(ddof=1) / above.size + below.var(ddof=1) / below.size
     return float(above.mean()), float(variance)
+
+
+def placements(truth: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+    """Returns for each pneumonia the share of normal films that score below it, and for each normal film the share of
+    pneumonias that score above it; a tie counts half. The mean of either is the AUROC.
+    """
+    ranks = _midranks(score)
+    above = (ranks[truth] - _midranks(score[truth])) / (~truth).sum()
+    below = 1 - (ranks[~truth] - _midranks(score[~truth])) / truth.sum()
+    return above, below
 
 
 def _midranks(values: Floats) -> Floats:

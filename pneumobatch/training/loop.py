@@ -198,6 +198,16 @@ class Trainer:
         dist.all_reduce(total)
         return total.cpu().numpy()
 
+    def advance(self, train: Films, validation: Films) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Trains an epoch, scores the validation fold, adds a row to the history, and returns the fold's logits."""
+        started = time.perf_counter()
+        figures = self.train_epoch(train)
+        logits = self.validate(validation)
+        figures |= measures(logits, validation.labels, self.loss)
+        self.epoch += 1
+        self.history.append({"epoch": float(self.epoch), **figures, "seconds": time.perf_counter() - started})
+        return logits
+
     def state(self) -> bytes:
         """Serialises everything that the next epoch depends on."""
         buffer = io.BytesIO()
@@ -252,19 +262,13 @@ def train_worker(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             trainer.restore(torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True))
     while trainer.epoch < job.training.epochs:
-        started = time.perf_counter()
-        figures = trainer.train_epoch(train)
-        logits = trainer.validate(validation)
-        figures |= measures(logits, validation.labels, trainer.loss)
-        trainer.epoch += 1
-        row = {"epoch": float(trainer.epoch), **figures, "seconds": time.perf_counter() - started}
-        trainer.history.append(row)
+        logits = trainer.advance(train, validation)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if shard.rank == 0:
                 (Path(folder) / CHECKPOINT).write_bytes(trainer.state())
                 np.save(Path(folder) / "logits.npy", logits)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(row, checkpoint=checkpoint)
+            ray.train.report(trainer.history[-1], checkpoint=checkpoint)
         if shard.rank == 0:
             storage.write_bytes(config["history"], json.dumps(trainer.history).encode())

@@ -86,8 +86,8 @@ def train(job: Job) -> Trained:
     )
     started = time.time()
     with cluster.engine(job.cluster) as resources:
-        training = _decode(job, usable.filter(pa.array(~held)), _cache_size(job), "decode training films")
-        validation = _decode(job, usable.filter(pa.array(held)), job.network.image_size, "decode validation films")
+        training = decode(job, usable.filter(pa.array(~held)), cache_size(job), "decode training films")
+        validation = decode(job, usable.filter(pa.array(held)), job.network.image_size, "decode validation films")
         state, logits = _fit(job, resources, training, validation, run_id, staging)
     data = _data(films, usable, training, validation)
     fingerprint = _fingerprint(job, films)
@@ -126,12 +126,12 @@ def _fingerprint(job: Job, films: pa.Table) -> str:
     return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()
 
 
-def _cache_size(job: Job) -> int:
+def cache_size(job: Job) -> int:
     """Side of the decoded training films: a seventh larger than the input, so that crops keep their detail."""
     return round(job.network.image_size * 8 / 7)
 
 
-def _decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
+def decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
     """Decodes films once, by the decoder that screening uses; they stay in the object store as uint8.
 
     Columns in: image_id, uri, label. Out: those of `archive.films` and label, one row a film, in order.
@@ -141,10 +141,10 @@ def _decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
     rows = films.select(["image_id", "uri", "label"]).combine_chunks()
     chunks = [rows.slice(start, BLOCK_FILMS) for start in range(0, len(rows), BLOCK_FILMS)]
 
-    def decode(chunk: pa.Table) -> pa.Table:
+    def decode_chunk(chunk: pa.Table) -> pa.Table:
         return decoder(chunk).append_column("label", chunk["label"])
 
-    stage = ray.data.from_arrow(chunks).map_batches(decode, batch_format="pyarrow", batch_size=None)
+    stage = ray.data.from_arrow(chunks).map_batches(decode_chunk, batch_format="pyarrow", batch_size=None)
     say(f"{title}: {len(rows)} at {size} px")
     decoded = stage.materialize()
     described = [name for name in tables.reference_schema().names if name != "probability"]
@@ -170,7 +170,7 @@ def _fit(
         "train": training.blocks,
         "validation": validation.blocks,
         "class_counts": counts,
-        "cache_size": _cache_size(job),
+        "cache_size": cache_size(job),
         "threads": 0 if gpu else max(int(cpus), 1),
         "history": storage.join(staging, "history.json"),
     }

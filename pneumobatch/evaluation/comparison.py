@@ -1,0 +1,170 @@
+"""Many models' scores of the same test films → one table of rates, intervals and paired tests against a baseline."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pneumobatch import metrics, tables
+from pneumobatch.config import Evaluation
+from pneumobatch.metrics import Floats
+
+MEASURED = (
+    "chosen_epoch", "train_films", "parameters", "multiply_adds", "hardware", "arithmetic", "seconds",
+)  # fmt: skip
+"""What a finished trial says of itself, by the columns of `tables.result_schema`."""
+
+
+class Entry(NamedTuple):
+    """A trial, or a row that was not run."""
+
+    facts: dict[str, Any]
+    """Columns of `tables.result_schema` that are known before its test films are looked at; `threshold` among them."""
+    test: pa.Table | None = None
+    """Test films with `image_id`, `label`, `patient` (never written), `published_patient` and `probability`; None where
+    there are no scores."""
+
+
+class Scored(NamedTuple):
+    """A finished trial's test films as arrays, in the order of their ids, and what resampled patients make of them."""
+
+    facts: dict[str, Any]
+    films: pa.Table
+    labels: Floats
+    probabilities: Floats
+    calls: Floats
+    draws: dict[str, Floats]
+
+
+def compare(entries: Sequence[Entry], baseline: str, options: Evaluation) -> tuple[pa.Table, pa.Table]:
+    """Returns `tables.result_schema` and `tables.trial_prediction_schema` of all entries.
+
+    Args:
+        entries: Trials and rows that were not run; those of one protocol have the same test films.
+        baseline: The row that the others are tested against.
+        options: Resamples, seed and bins of the intervals.
+    """
+    scored = [_scored(entry, entry.test, options) for entry in entries if entry.test is not None]
+    numbers = iter([_alone(one, options) | _against(one, _partner(one, scored, baseline)) for one in scored])
+    rows = [entry.facts if entry.test is None else next(numbers) for entry in entries]
+    rows += _means(rows, scored, baseline)
+    for row in rows:
+        row["baseline"] = row["row"] == baseline
+    schema = tables.result_schema()
+    results = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    return results, pa.concat_tables([tables.trial_prediction_schema().empty_table(), *map(_predictions, scored)])
+
+
+def _scored(entry: Entry, test: pa.Table, options: Evaluation) -> Scored:
+    films = test.sort_by("image_id")  # the order in which all of a protocol's trials are resampled alike
+    labels, probabilities = (films[name].to_numpy().astype(np.float64) for name in ("label", "probability"))
+    calls = (probabilities >= entry.facts["threshold"]).astype(np.float64)
+    named = [patient or f"#{i}" for i, patient in enumerate(films["patient"].to_pylist())]
+    patients = np.unique(named, return_inverse=True)[1]
+    draws = metrics.bootstrap(labels, probabilities, patients, options.bootstrap, options.seed, options.bins)
+    # The Brier score of calls, which are 0 or 1, is the error rate.
+    errors = metrics.bootstrap(labels, calls, patients, options.bootstrap, options.seed)["brier"]
+    return Scored(entry.facts, films, labels, probabilities, calls, draws | {"accuracy": 1 - errors})
+
+
+def _alone(one: Scored, options: Evaluation) -> dict[str, Any]:
+    counts = metrics.count(one.labels, one.calls)
+    row = one.facts | {"tp": counts.tp, "fp": counts.fp, "tn": counts.tn, "fn": counts.fn, "test_films": counts.total}
+    for rate in metrics.RATES:
+        row |= {rate: counts.rate(rate)} | _bounds(rate, counts.interval(rate))
+    for name, value in metrics.over_thresholds(one.labels, one.probabilities, options.bins).items():
+        about = value if name == "ece" else None
+        row |= {name: value} | _bounds(name, metrics.percentile(one.draws[name], about))
+    row |= _bounds("auroc_delong", metrics.delong_interval(one.labels, one.probabilities))
+    return row | _bounds("accuracy_patients", metrics.percentile(one.draws["accuracy"]))
+
+
+def _bounds(name: str, interval: metrics.Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _partner(one: Scored, scored: Sequence[Scored], baseline: str) -> Scored | None:
+    """The baseline's trial of the same protocol and seed."""
+    wanted = (baseline, one.facts["protocol"], one.facts["seed"])
+    found = (s for s in scored if (s.facts["row"], s.facts["protocol"], s.facts["seed"]) == wanted)
+    return None if one.facts["row"] == baseline else next(found, None)
+
+
+def _against(one: Scored, base: Scored | None) -> dict[str, Any]:
+    if base is None:
+        return {}
+    if not one.films["image_id"].equals(base.films["image_id"]):
+        raise RuntimeError(f"row {one.facts['row']!r} and the baseline were tested on different films")
+    calls = metrics.mcnemar(one.labels, one.calls, base.calls)
+    areas = metrics.delong_paired(one.labels, one.probabilities, base.probabilities)
+    return {
+        "only_row": calls.only_first,
+        "only_baseline": calls.only_second,
+        "mcnemar_p": calls.p_value,
+        "delong_p": areas.p_value if areas else None,
+        **_differences([(one, base)]),
+    }
+
+
+def _differences(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
+    """Mean differences over pairs, with intervals from the same resampled patients on both sides."""
+    found: dict[str, Any] = {}
+    for name in tables.COMPARED:
+        draws = np.mean([one.draws[name] - base.draws[name] for one, base in pairs], axis=0)
+        values = [_value(one, name) - _value(base, name) for one, base in pairs]
+        interval = None
+        if draws.size and np.ptp(draws) > 1e-12:  # a width of 0 would claim certainty
+            interval = tuple(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
+        found |= {f"{name}_difference": float(np.mean(values))} | _bounds(f"{name}_difference", interval)  # type: ignore[arg-type]
+    return found
+
+
+def _value(one: Scored, name: str) -> float:
+    if name == "accuracy":
+        return float((one.calls == one.labels).mean())
+    return metrics.auroc(one.labels, one.probabilities) or 0.0
+
+
+SAME = (
+    "row", "protocol", "network", "weights", "image_size", "loss", "preset", "epochs", "batch_size", "learning_rate",
+    "target",
+)  # fmt: skip
+"""What the seeds of a row have in common."""
+
+
+def _means(rows: Sequence[Mapping[str, Any]], scored: Sequence[Scored], baseline: str) -> list[dict[str, Any]]:
+    """One row for each row of a protocol that has several seeds done: means, and intervals of the means."""
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for one in scored:
+        groups.setdefault((one.facts["protocol"], one.facts["row"]), []).append(one)
+    means = []
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        first = group[0].facts
+        own = [row for row in rows if row["status"] == "done" and all(row[k] == first[k] for k in ("row", "protocol"))]
+        mean: dict[str, Any] = {name: first[name] for name in SAME} | {"status": "mean", "seeds": len(group)}
+        for name in (*metrics.RATES, *metrics.STATISTICS, "seconds"):
+            known = [row[name] for row in own if row[name] is not None]
+            mean[name] = float(np.mean(known)) if known else None
+        for name in metrics.STATISTICS:
+            draws = np.mean([one.draws[name] for one in group], axis=0)
+            mean |= _bounds(name, metrics.percentile(draws, mean[name] if name == "ece" else None))
+        accuracy = np.mean([one.draws["accuracy"] for one in group], axis=0)
+        interval = metrics.percentile(accuracy)
+        mean |= _bounds("accuracy", interval) | _bounds("accuracy_patients", interval)
+        pairs = [(one, base) for one in group if (base := _partner(one, scored, baseline))]
+        means.append(mean | (_differences(pairs) if pairs else {}))
+    return means
+
+
+def _predictions(one: Scored) -> pa.Table:
+    schema, films = tables.trial_prediction_schema(), one.films
+    known = {name: films[name] for name in ("image_id", "label", "probability")}
+    known["patient"] = films["published_patient"]
+    known["predicted_label"] = pa.array(one.calls.astype(np.int8))
+    for name in ("row", "protocol", "seed", "threshold"):
+        known[name] = pa.array([one.facts[name]] * len(films), schema.field(name).type)
+    return pa.table([known[name] for name in schema.names], names=schema.names).cast(schema)

@@ -1,0 +1,136 @@
+"""A grid of recipes × seeds × protocols → results, predictions and a report: the whole experiment on one screen."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pneumobatch import cluster, metrics, storage
+from pneumobatch.archive import catalog
+from pneumobatch.config import Job
+from pneumobatch.evaluation import comparison, comparison_report
+from pneumobatch.evaluation.comparison import Entry
+from pneumobatch.progress import say
+from pneumobatch.training import grid, protocols, tune
+from pneumobatch.training.grid import Trial
+from pneumobatch.training.protocols import NotRun, Split
+from pneumobatch.training.trainer import cache_size, decode
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+WRITTEN = {"results": "results.parquet", "predictions": "predictions.parquet", "report": "index.html"}
+
+
+class Experimented(NamedTuple):
+    """What an experiment left behind."""
+
+    told: list["RenderableType"]
+    """What to print."""
+    failed: int
+    """Trials that failed; a later start tries them again."""
+
+
+def experiment(job: Job) -> Experimented:
+    """Runs what is left of an experiment, and writes what is known of all of it.
+
+    Raises:
+        ValueError: The grid, the archive or its labels do not allow it.
+    """
+    baseline = grid.baseline(job)
+    plans: dict[str, Split | NotRun] = {name: protocols.split(job, name) for name in job.experiment.protocols}
+    splits = {name: plan for name, plan in plans.items() if isinstance(plan, Split)}
+    trials = grid.trials(job, splits)
+    left = [trial for trial in trials if not storage.is_file(tune.result_uri(job, trial.key))]
+    if done := len(trials) - len(left):
+        say(f"experiment {job.experiment.name}: {done} of {len(trials)} trials were finished before")
+    missing = _run(job, left, splits) if left else {}
+    entries = [_entry(trial, splits[trial.protocol], missing.get(trial.key)) for trial in trials]
+    for name, plan in plans.items():
+        if isinstance(plan, NotRun):
+            entries += [_not_run(job, name, row, plan) for row in grid.rows(job).items()]
+    results, predictions = comparison.compare(entries, baseline, job.evaluation)
+    home = storage.join(job.output.uri, "experiments", job.experiment.name)
+    storage.write_table(storage.join(home, WRITTEN["predictions"]), predictions)
+    storage.write_table(storage.join(home, WRITTEN["results"]), results)
+    page = comparison_report.render(job, results, baseline, {name: plan.told for name, plan in splits.items()})
+    storage.write_bytes(storage.join(home, WRITTEN["report"]), page.encode())
+    told: list[RenderableType] = [comparison_report.console_table(results, baseline)]
+    told += [f"{name:<12} {storage.join(home, file)}" for name, file in WRITTEN.items()]
+    return Experimented(told, results["status"].to_pylist().count("failed"))
+
+
+def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict[str, str]:
+    """Decodes what the trials need, once for each protocol and image size, and runs them."""
+    folds: dict[tuple[str, int], tune.Folds] = {}
+    with cluster.engine(job.cluster) as resources:
+        for trial in trials:
+            size = trial.job.network.image_size
+            if (trial.protocol, size) not in folds:
+                split, cached = splits[trial.protocol], cache_size(trial.job)
+                train = decode(job, split.train, cached, f"decode training films ({trial.protocol})")
+                validation = decode(job, split.validation, size, f"decode validation films ({trial.protocol})")
+                test = decode(job, split.test, size, f"decode test films ({trial.protocol})")
+                folds[trial.protocol, size] = tune.Folds(train.blocks, validation.blocks, test.blocks, cached)
+        return tune.run(job, resources, trials, folds)
+
+
+def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
+    """What is known of a trial: its recipe, and, where it finished, its scores of the test films."""
+    recipe = _recipe(trial.job, trial.protocol, trial.row, trial.seed)
+    if missing is not None:
+        status, _, reason = missing.partition(": ")
+        return Entry(recipe | {"status": status.replace(" ", "_"), "reason": reason})
+    found: dict[str, Any] = json.loads(storage.read_bytes(tune.result_uri(trial.job, trial.key)))
+    if "stopped" in found:
+        return Entry(recipe | {"status": "stopped", "reason": found["stopped"].partition(": ")[2]})
+    labels, margins = np.array(found["validation_labels"]), np.array(found["validation_margins"])
+    plan, temperature = trial.job.training, metrics.fit_temperature(margins, labels)
+    threshold = metrics.choose_threshold(labels, _sigmoid(margins / temperature), plan.target, plan.target_value)
+    test = split.test.append_column("format", pa.nulls(len(split.test), pa.string()))
+    test = test.append_column("published_patient", catalog.publishable(test)["patient"])
+    films = test.take(pc.index_in(pa.array(found["test_image_ids"]), test["image_id"].combine_chunks()))
+    scores = pa.array(_sigmoid(np.array(found["test_margins"]) / temperature))
+    facts = {name: found[name] for name in comparison.MEASURED} | {
+        "validation_films": len(labels), "validation_auroc": metrics.auroc(labels, margins), "temperature": temperature,
+        "threshold": threshold,
+        "unreadable": sum(map(len, split[:3])) - found["train_films"] - len(labels) - len(films),
+    }  # fmt: skip
+    return Entry(
+        recipe | facts | {"status": "done"},
+        films.select(["image_id", "label", "patient", "published_patient"]).append_column("probability", scores),
+    )
+
+
+def _not_run(job: Job, protocol: str, row: tuple[str, Job], plan: NotRun) -> Entry:
+    recipe = _recipe(row[1], protocol, row[0], job.experiment.seeds[0])
+    return Entry(recipe | {"status": "not_run", "reason": plan.reason, "seed": None})
+
+
+def _recipe(job: Job, protocol: str, row: str, seed: int) -> dict[str, Any]:
+    plan = job.training
+    return {
+        "row": row,
+        "protocol": protocol,
+        "seed": seed,
+        "network": job.network.name,
+        "weights": job.network.weights or "random",
+        "image_size": job.network.image_size,
+        "loss": job.loss.name,
+        "preset": plan.preset,
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        "learning_rate": plan.learning_rate,
+        "configuration": json.dumps(job.model_dump(mode="json", include=set(grid.SECTIONS))),
+        "target": "balanced sensitivity and specificity"
+        if plan.target == "balanced"
+        else f"{plan.target} >= {plan.target_value}",
+    }
+
+
+def _sigmoid(margins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return 0.5 * (1 + np.tanh(margins / 2))

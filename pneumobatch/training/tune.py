@@ -1,0 +1,223 @@
+"""An experiment's trials on Ray Tune: the loop of `train` with one worker each, on films that all of them share.
+
+A trial keeps its own checkpoint and leaves its scores under its key, so that a killed experiment goes on in
+mid-trial, and a grid that has grown trains only what is new. Tune decides what runs when, and what is stopped early.
+"""
+
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.tune
+import torch
+from ray.tune.schedulers import ASHAScheduler
+
+from pneumobatch import cluster, storage
+from pneumobatch.config import Job
+from pneumobatch.models.networks import cost
+from pneumobatch.progress import say
+from pneumobatch.training.grid import Trial
+from pneumobatch.training.live import Live
+from pneumobatch.training.loop import Films, Shard, Trainer
+
+REDUCTION = 3
+"""ASHA keeps the best third at each of its rungs."""
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial keeps its own state: what Tune writes is not needed again
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints even where it is told to be silent
+}
+
+
+class Folds(NamedTuple):
+    """The decoded films of a protocol at one image size: references of blocks in the object store."""
+
+    train: list["ray.ObjectRef[pa.Table]"]
+    validation: list["ray.ObjectRef[pa.Table]"]
+    test: list["ray.ObjectRef[pa.Table]"]
+    cache_size: int
+    """Side of the training films, pixels."""
+
+
+def result_uri(job: Job, key: str) -> str:
+    """Where a finished trial's scores lie."""
+    return storage.join(job.output.uri, "experiments", job.experiment.name, "trials", f"{key}.json")
+
+
+def run(
+    job: Job, resources: cluster.Resources, trials: Sequence[Trial], folds: Mapping[tuple[str, int], Folds]
+) -> dict[str, str]:
+    """Runs trials, and returns why one did not finish, by its key; the others have left their scores.
+
+    Args:
+        job: The experiment's job.
+        resources: What the engine offers.
+        trials: What is to be run.
+        folds: Decoded films by protocol and image size.
+    """
+    gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
+    cpus = _cpus(job, resources, gpu=gpu)
+    at_once = None if gpu else job.experiment.concurrent
+    epochs = max(trial.job.training.epochs for trial in trials)
+    threads = 0 if gpu else cpus
+    say(f"experiment {job.experiment.name}: {len(trials)} trials, each on {cpus} CPU" + " + 1 GPU" * gpu)
+    function = ray.tune.with_parameters(_trial, trials={t.key: t for t in trials}, folds=dict(folds), threads=threads)
+    scheduler = (
+        ASHAScheduler(
+            time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
+            reduction_factor=REDUCTION,
+        )
+        if job.experiment.early_stopping
+        else None
+    )  # fmt: skip
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    with tempfile.TemporaryDirectory() as folder, Live(trials) as live:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(function, {"CPU": cpus, "GPU": int(gpu)}),
+            param_space={"key": ray.tune.grid_search([trial.key for trial in trials])},
+            tune_config=ray.tune.TuneConfig(
+                scheduler=scheduler,
+                max_concurrent_trials=at_once,
+                time_budget_s=job.experiment.hours and job.experiment.hours * 3600,
+                trial_dirname_creator=lambda trial: str(trial.config["key"]),
+            ),
+            run_config=ray.tune.RunConfig(
+                name=job.experiment.name,
+                storage_path=folder,
+                failure_config=ray.tune.FailureConfig(max_failures=job.training.max_failures),
+                callbacks=[live],
+                verbose=0,
+            ),
+        )
+        grid = tuner.fit()
+        ended = [grid[i] for i in range(len(grid))]
+    found = {str(result.config["key"]): result for result in ended if result.config}
+    left = [trial for trial in trials if not storage.is_file(result_uri(job, trial.key))]
+    reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
+    for trial in left:
+        if reasons[trial.key].startswith("stopped"):  # for good: a later start shall not go on with it
+            content = {"stopped": reasons[trial.key]}
+            storage.write_bytes(result_uri(job, trial.key), json.dumps(content).encode())
+            storage.delete(_own(trial))
+    return reasons
+
+
+def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
+    """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
+    share = resources.cpus / (max(resources.gpus, 1) if gpu else job.experiment.concurrent)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return max(int(min(share, max(node["Resources"].get("CPU", 0) for node in nodes))), 1)
+
+
+def _own(trial: Trial) -> str:
+    """Where an unfinished trial keeps its checkpoint."""
+    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
+
+
+def _reason(result: "ray.tune.Result | None", trial: Trial, *, ended: bool) -> str:
+    """Why a trial has no scores, beginning with `failed`, `stopped` or `not run`.
+
+    Args:
+        result: What Tune knows of it.
+        trial: The trial.
+        ended: Whether the scheduler ended it, and not the experiment's end.
+    """
+    if result is None or (result.error is None and not result.metrics):
+        return "not run: stopped before its first epoch; start the experiment again to go on"
+    if result.error is not None:
+        return f"failed: {str(result.error).strip().splitlines()[-1]}"
+    epoch = int((result.metrics or {}).get("epoch", 0))
+    done = f"after epoch {epoch} of {trial.job.training.epochs}"
+    if ended:
+        return f"stopped: {done}, validation AUROC {(result.metrics or {})['auroc']:.4f}"
+    return f"not run: stopped {done}; start the experiment again to go on"
+
+
+def _trial(
+    config: dict[str, Any], trials: Mapping[str, Trial], folds: Mapping[tuple[str, int], Folds], threads: int
+) -> None:
+    """Trains one trial to its last epoch, from its own checkpoint where there is one, and leaves its scores."""
+    trial = trials[config["key"]]
+    job, size = trial.job, trial.job.network.image_size
+    if threads:
+        torch.set_num_threads(threads)
+    fold = folds[trial.protocol, size]
+    train = Films.open(fold.train, fold.cache_size)
+    validation, test = (Films.open(blocks, size) for blocks in (fold.validation, fold.test))
+    counts = torch.bincount(train.labels, minlength=2).tolist()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(job, counts, device, Shard(0, 1))
+    parameters, multiply_adds = cost(trainer.network, size)
+    state, chosen = (storage.join(_own(trial), name) for name in ("state.pt", "chosen.pt"))
+    if storage.is_file(state):
+        trainer.restore(_loaded(state))
+        for row in trainer.history[: job.training.epochs - 1]:  # a scheduler that was started again has not seen them
+            ray.tune.report(row)
+    while trainer.epoch < job.training.epochs:
+        trainer.advance(train, validation)
+        if chosen_epoch(trainer.history) == trainer.epoch:
+            buffer = io.BytesIO()
+            torch.save(trainer.shipped().state_dict(), buffer)
+            storage.write_bytes(chosen, buffer.getvalue())
+        storage.write_bytes(state, trainer.state())
+        if trainer.epoch < job.training.epochs:
+            ray.tune.report(trainer.history[-1])
+    trainer.shipped().load_state_dict(_loaded(chosen))
+    found = {
+        "row": trial.row,
+        "epochs": trainer.epoch,
+        "chosen_epoch": chosen_epoch(trainer.history),
+        "history": trainer.history,
+        "train_films": len(train),
+        "validation_labels": validation.labels.tolist(),
+        "validation_margins": _margins(trainer, validation),
+        "test_image_ids": _image_ids(fold.test),
+        "test_margins": _margins(trainer, test),
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "hardware": _hardware(device),
+        "arithmetic": "bf16" if trainer.bf16 else "fp32",
+        "seconds": sum(row["seconds"] for row in trainer.history),
+    }
+    storage.write_bytes(result_uri(job, trial.key), json.dumps(found).encode())
+    storage.delete(_own(trial))
+    ray.tune.report(trainer.history[-1])  # last of all, as a scheduler may stop a trial at any report
+
+
+def chosen_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The epoch with the greatest validation AUROC, of equals the first."""
+    return int(max(history, key=lambda row: row["auroc"])["epoch"])
+
+
+def _loaded(uri: str) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+    return content
+
+
+def _margins(trainer: Trainer, films: Films) -> list[float]:
+    """Logit of pneumonia minus logit of normal."""
+    logits = trainer.validate(films).astype(np.float64)
+    margins: list[float] = (logits[:, 1] - logits[:, 0]).tolist()
+    return margins
+
+
+def _image_ids(blocks: list["ray.ObjectRef[pa.Table]"]) -> list[str]:
+    """Ids of the films with a picture, in the order of `Films`."""
+    tables = ray.get(blocks)
+    ids = [table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist() for table in tables]
+    return [image_id for part in ids for image_id in part]
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

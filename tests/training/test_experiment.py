@@ -1,0 +1,116 @@
+"""The verb `experiment` on a real local engine: a failing row, a killed driver, a grid that grows, early stopping."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pneumobatch import cli, cluster
+
+pytestmark = pytest.mark.engine
+
+COMMON = """
+[network]
+image_size = 32
+[training]
+epochs = 3
+batch_size = 8
+precision = "fp32"
+max_failures = 0
+validation_fraction = 0.3
+target = "balanced"
+[evaluation]
+bootstrap = 50
+[cluster]
+num_cpus = 2
+[experiment]
+name = "trial"
+protocols = ["official", "paper_like"]
+held_out = 5
+baseline = "plain"
+"""
+ROWS = {
+    "plain": '{ name = "resnet18" }',
+    "too small": '{ name = "timm/inception_resnet_v2" }',
+    "attention": '{ name = "attention_resnet18" }',
+}
+
+
+def job_file(folder: Path, *rows: str, more: str = "") -> Path:
+    levels = [f'[[factors.network]]\nname = "{row}"\nnetwork = {ROWS[row]}\n' for row in rows]
+    path = folder / "job.toml"
+    path.write_text(COMMON + more + "\n".join(levels), encoding="utf-8")
+    return path
+
+
+def command(job: Path, films: Path, output: Path) -> list[str]:
+    return ["experiment", str(job), "--archive.uri", str(films), "--output.uri", str(output)]
+
+
+def results(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(output / "experiments" / "trial" / "results.parquet").to_pylist()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with a row that fails in its first step."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    assert cli.run(command(job_file(output, "plain", "too small"), films, output)) == 1
+    return output
+
+
+def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_says_why(undisturbed: Path) -> None:
+    found = {(row["row"], row["protocol"]): row for row in results(undisturbed)}
+    assert found["plain", "paper_like"]["status"] == "done"
+    plain = found["plain", "paper_like"]
+    assert 4 <= plain["test_films"] <= 10 and plain["unreadable"] >= 10 - plain["test_films"]
+    assert found["plain", "paper_like"]["hardware"].startswith("1 CPU")
+    assert found["too small", "paper_like"]["status"] == "failed"
+    assert "Kernel size" in found["too small", "paper_like"]["reason"]
+    assert found["plain", "official"]["status"] == "not_run"
+    assert "experiment.test is not set" in found["plain", "official"]["reason"]
+    home = undisturbed / "experiments" / "trial"
+    assert len(pq.read_table(home / "predictions.parquet")) == plain["test_films"]
+    assert "too small" in (home / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_what_is_new(
+    undisturbed: Path, engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(job_file(tmp_path, "plain"), films, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pneumobatch", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    states, deadline = tmp_path / "_staging" / "experiments" / "trial", time.monotonic() + 150
+    while not any(states.glob("*/state.pt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "experiments").exists()
+    assert cli.run(command(job_file(tmp_path, "plain", "attention"), films, tmp_path)) == 0
+    expected = pq.read_table(undisturbed / "experiments" / "trial" / "predictions.parquet")
+    found = pq.read_table(tmp_path / "experiments" / "trial" / "predictions.parquet")
+    plain = found.filter(pc.equal(found["row"], "plain"))
+    assert plain["image_id"].equals(expected["image_id"])
+    assert plain["probability"].to_pylist() == pytest.approx(expected["probability"].to_pylist(), abs=1e-3)
+    assert not any(states.iterdir())
+    attention = next(row for row in results(tmp_path) if row["row"] == "attention" and row["status"] == "done")
+    assert attention["only_row"] is not None and attention["delong_p"] is not None
+    capsys.readouterr()
+    before = sorted(
+        (path, path.stat().st_mtime_ns) for path in (tmp_path / "experiments" / "trial" / "trials").iterdir()
+    )
+    assert len(before) == 2
+    assert cli.run(command(job_file(tmp_path, "attention", "plain"), films, tmp_path)) == 0
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in before[0][0].parent.iterdir())
+    assert "2 of 2 trials were finished before" in capsys.readouterr().err

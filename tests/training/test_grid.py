@@ -1,0 +1,97 @@
+"""The grid: rows by name, what they change, and what is refused. No engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pneumobatch.config import Job, read_job
+from pneumobatch.training import grid
+from pneumobatch.training.protocols import Split
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def job(factors: dict[str, Any], **sections: Any) -> Job:
+    return Job.model_validate({"factors": factors, **sections})
+
+
+NETWORKS = [
+    {"name": "plain", "network": {"name": "resnet18"}},
+    {"name": "gated", "network": {"side_branches": False}},
+]
+RECIPES = [{"name": "ours"}, {"name": "paper", "training": {"preset": "paper"}}]
+
+
+def test_rows_are_the_product_of_the_levels_over_the_common_ground() -> None:
+    rows = grid.rows(job({"network": NETWORKS, "recipe": RECIPES}, network={"image_size": 64}, training={"epochs": 3}))
+    assert list(rows) == ["plain, ours", "plain, paper", "gated, ours", "gated, paper"]
+    assert all(row.network.image_size == 64 and row.training.epochs == 3 for row in rows.values())
+    assert rows["plain, ours"].network.name == "resnet18"
+    assert rows["gated, ours"].network.name == "attention_resnet50" and not rows["gated, ours"].network.side_branches
+    assert rows["plain, ours"].training.batch_size == 64
+    assert rows["plain, paper"].training.batch_size == 16 and rows["plain, paper"].augmentation.flip == 0
+
+
+@pytest.mark.parametrize("name", ["paper-ablation", "paper-comparison", "loss-sweep"])
+def test_committed_grids_are_whole(name: str) -> None:
+    parsed = Job.model_validate(read_job(JOBS / f"{name}.toml"))
+    rows = grid.rows(parsed)
+    assert len(rows) == {"paper-ablation": 30, "paper-comparison": 11, "loss-sweep": 12}[name]
+    assert grid.baseline(parsed) in rows
+    assert len({row.network.image_size for row in rows.values()}) == 1
+    assert len({row.training.epochs for row in rows.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (job({}), "factors: the job names none"),
+        (job({"network": []}), "factors.network: has no level"),
+        (job({"network": [NETWORKS[0], NETWORKS[0]]}), "two rows have the same name"),
+        (
+            job({"a": [{"name": "a", "loss": {"gamma": 1}}], "b": [{"name": "b", "loss": {"gamma": 2}}]}),
+            "'a, b' give loss.gamma different values",
+        ),
+        (job({"r": [{"name": "other", "training": {"seed": 1}}]}), "the seeds of all rows are experiment.seeds"),
+        (job({"network": NETWORKS}, experiment={"baseline": "plan"}), "did you mean 'plain'?"),
+        (
+            job({"r": [{"name": "ours", "training": {"preset": "default"}}]}, training={"preset": "paper"}),
+            "take it out there",
+        ),
+    ],
+)
+def test_a_wrong_grid_is_refused_with_the_remedy(given: Job, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", "[?]")):
+        grid.rows(given)
+
+
+def test_a_level_with_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"factors\.loss\.0\.loss\.gama"):
+        job({"loss": [{"name": "x", "loss": {"gama": 1}}]})
+
+
+def _split(labels: list[int]) -> Split:
+    films = pa.table({"image_id": [str(i) for i in range(len(labels))], "label": pa.array(labels, pa.int8())})
+    return Split(films, films, films, "")
+
+
+def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else() -> None:
+    def keys(labels: list[int], **sections: Any) -> list[str]:
+        return [trial.key for trial in grid.trials(job({"n": NETWORKS}, **sections), {"official": _split(labels)})]
+
+    keys_before = keys([0, 1])
+    assert len(set(keys_before)) == 2
+    assert keys([0, 1], training={"workers": 2, "target": "balanced", "max_failures": 9}) == keys_before
+    assert not set(keys([0, 1], training={"epochs": 7})) & set(keys_before)
+    assert not set(keys([0, 1], augmentation={"flip": 0.1})) & set(keys_before)
+    assert not set(keys([1, 1])) & set(keys_before)
+    assert not set(keys([0, 1], experiment={"seeds": [5]})) & set(keys_before)
+    assert keys([0, 1], experiment={"seeds": [0, 5]})[:2] == keys_before
+
+
+def test_two_rows_of_one_recipe_are_refused() -> None:
+    same = job({"n": [{"name": "a"}, {"name": "b", "network": {"name": "attention_resnet50"}}]})
+    with pytest.raises(ValueError, match="rows 'a' and 'b' are the same recipe"):
+        grid.trials(same, {"official": _split([0, 1])})
