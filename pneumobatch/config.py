@@ -98,6 +98,10 @@ class Network(Section):
     """Channel attention (reading 12)."""
     spatial_gate: bool = True
     """Spatial attention (reading 12)."""
+    standardise: bool = False
+    """Bring every film to the same mean grey and contrast first, so that neither can stand for the class."""
+    mirrored: bool = False
+    """Score a film as the mean of its logits and its mirror image's; doubles the cost of scoring, not of training."""
     weights: str | None = None
     """Starting weights: none, `pretrained` (downloaded by the library), or path/URI of a safetensors state dict."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -136,6 +140,8 @@ class Augmentation(Section):
     """Rotation drawn from ± this, degrees."""
     flip: Fraction = 0.5
     """Probability of a left–right flip."""
+    sharpness: Fraction = 0.0
+    """Factor on fine detail drawn from 1 ± this: films of another resolution, smoothed or sharpened."""
     erase: Fraction = 0.0
     """Probability of blanking one random rectangle of up to a fifth of the film."""
 
@@ -185,6 +191,9 @@ class Training(Section):
     """CPUs a worker; 0 divides the local machine's CPUs among the workers."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
     """Share of patients held out to choose epoch, temperature and threshold."""
+    validation: Literal["random", "shifted"] = "random"
+    """Which patients are held out: random ones, or those with the lowest numbers, whose films are from another time
+    than the training films."""
     target: Literal["sensitivity", "specificity", "balanced"] = "sensitivity"
     """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
     target_value: Fraction = 0.95

@@ -12,14 +12,14 @@ A network that gives the probability of pneumonia in a frontal chest X-ray, afte
 for improved pneumonia detection in chest X-ray images* (2024).
 
 ## Model
-- Network: `{network}`, input {size} × {size} grey, squashed; loss `{loss}` (γ {gamma}, α {alpha}); starting weights:
-  {weights}.
+- Network: `{network}`, input {size} × {size} grey, squashed{input}; loss `{loss}` (γ {gamma}, α {alpha}); starting
+  weights: {weights}.
 - Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
 
 ## Training data
 {train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
 {validation_well} normal) of other patients chose epoch, temperature and threshold. {left_out} films were left out
-(unlabelled, unreadable, outside the domain, or byte-identical copies). {patients}
+(unlabelled, unreadable, outside the domain, or byte-identical copies). {patients} {held}
 Ages covered: {ages}.
 
 ## Validation, on the films that also chose epoch, temperature and threshold
@@ -32,6 +32,12 @@ than among its training films: measure that with `pneumobatch evaluate` before b
 findings other than pneumonia, of which this model says nothing.
 """
 
+_HELD = {
+    "random": "Validation patients were drawn at random, so a shift between these films and later ones does not show.",
+    "shifted": "Validation patients are those with the lowest numbers of each series: the nearest to a shift in time "
+    "that the archive itself offers, though of the same hospital.",
+}
+
 
 def write(
     job: Job, temperature: float, threshold: float, target: str, data: dict[str, Any], found: dict[str, Any]
@@ -41,6 +47,8 @@ def write(
     return _TEXT.format(
         network=job.network.name,
         size=job.network.image_size,
+        input=", brought to one mean and contrast" * job.network.standardise
+        + ", scored with its mirror image" * job.network.mirrored,
         loss=job.loss.name,
         gamma=job.loss.gamma,
         alpha=job.loss.alpha,
@@ -52,6 +60,7 @@ def write(
         patients="No film of a validation patient was trained on."
         if data["patients_known"]
         else "Patients are not known, so films of one patient may stand on both sides.",
+        held=_HELD[job.training.validation],
         **{key: data[key] for key in ("train", "train_sick", "train_well", "validation", "validation_sick")},
         validation_well=data["validation_well"],
         left_out=data["left_out"],

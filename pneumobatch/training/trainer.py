@@ -81,9 +81,11 @@ def train(job: Job) -> Trained:
     usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
     if not usable.num_rows:
         raise ValueError(f"archive.uri: no film of {job.archive.uri} has a label; give archive.labels or class folders")
+    plan = job.training
     held = validation_fold(
-        usable["label"].to_pylist(), usable["patient"].to_pylist(), job.training.validation_fraction, job.training.seed
-    )
+        usable["label"].to_pylist(), usable["patient"].to_pylist(), plan.validation_fraction, plan.seed,
+        shifted=plan.validation == "shifted",
+    )  # fmt: skip
     started = time.time()
     with cluster.engine(job.cluster) as resources:
         training = _decode(job, usable.filter(pa.array(~held)), _cache_size(job), "decode training films")
