@@ -192,8 +192,8 @@ class Training(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
     """Share of patients held out to choose epoch, temperature and threshold."""
     validation: Literal["random", "shifted"] = "random"
-    """Which patients are held out: random ones, or those with the lowest numbers, whose films are from another time
-    than the training films."""
+    """Which patients are held out: random ones; or (shifted) those with the lowest numbers, whose films are from
+    another time than the training films, each scored as it is and once more with changed crop, greys and detail."""
     target: Literal["sensitivity", "specificity", "balanced"] = "sensitivity"
     """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
     target_value: Fraction = 0.95

@@ -11,6 +11,13 @@ from pneumobatch.config import Augmentation
 DETAIL = (0.004, 0.02)
 """Least and greatest σ of the Gaussian that parts a film's detail from the rest, share of the side."""
 
+SHIFT = Augmentation(
+    crop_area=(0.65, 1.0), crop_aspect=1.25, contrast=0.35, brightness=0.12, gamma=0.35, rotation_degrees=5,
+    sharpness=0.9,
+)  # fmt: skip
+"""What validation changes about its films where it is to show how a network stands a shift: another collimation,
+exposure, grey curve and resolution, but the same patients."""
+
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:
     """Draws what happens to each film: float32[count, 15], on the CPU.
@@ -36,7 +43,7 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     half_x, half_y = hidden * (0.1 + 0.35 * uniform[:, 12]), hidden * (0.1 + 0.35 * uniform[:, 13])
     centre_x, centre_y = 2 * uniform[:, 10] - 1, 2 * uniform[:, 11] - 1
     # From what squashing a large film to the network's size leaves to what a film of a fifth of the size has lost.
-    scale = torch.lerp(*torch.tensor(DETAIL), uniform[:, 14])
+    scale = DETAIL[0] + (DETAIL[1] - DETAIL[0]) * uniform[:, 14]
     detail = 1 + (2 * uniform[:, 15] - 1) * config.sharpness
     grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
     return torch.stack([*affine, *grey_curve, *erased, scale, detail], dim=1)

@@ -24,7 +24,8 @@ Ages covered: {ages}.
 
 ## Validation, on the films that also chose epoch, temperature and threshold
 AUROC {auroc:.4f}; at the threshold ({target}): sensitivity {sensitivity:.4f}, specificity {specificity:.4f},
-accuracy {accuracy:.4f}. These figures are optimistic: the same fold selected and reports. Test on films of your own.
+accuracy {accuracy:.4f}. {shifted}These figures are optimistic: the same fold selected and reports. Test on films of
+your own.
 
 ## Not known
 How it does on another hospital, another machine, another age or projection, or where pneumonia is rarer or commoner
@@ -35,8 +36,13 @@ findings other than pneumonia, of which this model says nothing.
 _HELD = {
     "random": "Validation patients were drawn at random, so a shift between these films and later ones does not show.",
     "shifted": "Validation patients are those with the lowest numbers of each series: the nearest to a shift in time "
-    "that the archive itself offers, though of the same hospital.",
+    "that the archive itself offers, though of the same hospital. Each of their films chose twice: as it is, and with "
+    "changed crop, greys and detail.",
 }
+
+_SHIFTED = """With changed crop, greys and detail: AUROC {shifted_auroc:.4f},
+sensitivity {shifted_sensitivity:.4f}, specificity {shifted_specificity:.4f}, accuracy {shifted_accuracy:.4f}.
+"""
 
 
 def write(
@@ -60,6 +66,7 @@ def write(
         patients="No film of a validation patient was trained on."
         if data["patients_known"]
         else "Patients are not known, so films of one patient may stand on both sides.",
+        shifted=_SHIFTED.format(**found) if "shifted_auroc" in found else "",
         held=_HELD[job.training.validation],
         **{key: data[key] for key in ("train", "train_sick", "train_well", "validation", "validation_sick")},
         validation_well=data["validation_well"],

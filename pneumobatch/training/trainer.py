@@ -269,20 +269,21 @@ def _bundle(
     job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
     data: dict[str, Any], fingerprint: str, seconds: float,
 ) -> bundles.Bundle:  # fmt: skip
-    """Fits temperature and threshold on the validation logits and writes the bundle."""
-    plan, labels = job.training, validation.labels
+    """Fits temperature and threshold on the validation logits and writes the bundle.
+
+    For `training.validation = "shifted"` the logits hold every film twice, as it is and changed: both are fitted on.
+    """
+    plan, count = job.training, len(validation.labels)
+    labels = np.tile(validation.labels, len(logits) // count)
     difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
     temperature = metrics.fit_temperature(difference, labels)
     probabilities = 1 / (1 + np.exp(-difference / temperature))
     threshold = metrics.choose_threshold(labels, probabilities, plan.target, plan.target_value)
-    counts = metrics.count(labels, probabilities >= threshold)
-    found = {
-        "auroc": metrics.auroc(labels, difference),
-        **{rate: counts.rate(rate) for rate in ("sensitivity", "specificity", "accuracy")},
-        "ece": metrics.ece(labels, probabilities),
-        "brier": metrics.brier(labels, probabilities),
-        "epoch": state["epoch"],
-    }
+    found = _found(labels[:count], probabilities[:count], threshold)
+    if len(logits) > count:
+        shifted = _found(labels[count:], probabilities[count:], threshold)
+        found |= {f"shifted_{name}": value for name, value in shifted.items()}
+    found["epoch"] = state["epoch"]
     goal = (
         "balanced sensitivity and specificity" if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}"
     )
@@ -306,9 +307,19 @@ def _bundle(
         versions={"pneumobatch": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}},
     )
     history = pa.Table.from_pylist(state["history"])
-    reference = _reference(validation, probabilities, plan.seed)
+    reference = _reference(validation, probabilities[:count], plan.seed)
     text = card.write(job, temperature, threshold, goal, data, found)
     return bundles.save(target, bundle, weights, history, reference, text)
+
+
+def _found(labels: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any], threshold: float) -> dict[str, Any]:
+    counts = metrics.count(labels, probabilities >= threshold)
+    return {
+        "auroc": metrics.auroc(labels, probabilities),
+        **{rate: counts.rate(rate) for rate in ("sensitivity", "specificity", "accuracy")},
+        "ece": metrics.ece(labels, probabilities),
+        "brier": metrics.brier(labels, probabilities),
+    }
 
 
 def _reference(validation: Fold, probabilities: np.ndarray[Any, Any], seed: int) -> pa.Table:
