@@ -204,6 +204,8 @@ class Training(Section):
     """Checkpoints kept, the best by validation AUROC and the latest always among them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of splits, initial weights, order and augmentation."""
+    rationale: str = ""
+    """How this configuration was chosen, on which films, and what is not known of it: for the bundle's card."""
     validated_age_years: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=130)]] | None = None
     """Ages (whole years, inclusive) that the training films cover; screening rejects DICOM films outside it."""
 

@@ -12,11 +12,11 @@ A network that gives the probability of pneumonia in a frontal chest X-ray, afte
 for improved pneumonia detection in chest X-ray images* (2024).
 
 ## Model
-- Network: `{network}`, input {size} × {size} grey, squashed{input}; loss `{loss}` (γ {gamma}, α {alpha}); starting
-  weights: {weights}.
+- Network: `{network}`, input {size} × {size} grey, squashed{input}.
+- Loss `{loss}` (γ {gamma}, α {alpha}); starting weights: {weights}.
 - Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
 
-## Training data
+{rationale}## Training data
 {train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
 {validation_well} normal) of other patients chose epoch, temperature and threshold. {left_out} films were left out
 (unlabelled, unreadable, outside the domain, or byte-identical copies). {patients} {held}
@@ -66,6 +66,7 @@ def write(
         patients="No film of a validation patient was trained on."
         if data["patients_known"]
         else "Patients are not known, so films of one patient may stand on both sides.",
+        rationale=f"## How it was chosen\n{job.training.rationale.strip()}\n\n" if job.training.rationale else "",
         shifted=_SHIFTED.format(**found) if "shifted_auroc" in found else "",
         held=_HELD[job.training.validation],
         **{key: data[key] for key in ("train", "train_sick", "train_well", "validation", "validation_sick")},

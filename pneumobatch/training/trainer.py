@@ -122,7 +122,7 @@ def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
 def _fingerprint(job: Job, films: pa.Table) -> str:
     """What a result depends on; where it is written and how many failures it may survive is not part of it."""
     config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker"):
+    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker", "rationale"):
         del config["training"][key]
     known = films.select(["image_id", "label", "patient"]).to_pydict()
     return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()
