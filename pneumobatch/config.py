@@ -98,6 +98,10 @@ class Network(Section):
     """Channel attention (reading 12)."""
     spatial_gate: bool = True
     """Spatial attention (reading 12)."""
+    standardise: bool = False
+    """Bring every film to the same mean grey and contrast first, so that neither can stand for the class."""
+    mirrored: bool = False
+    """Score a film as the mean of its logits and its mirror image's; doubles the cost of scoring, not of training."""
     weights: str | None = None
     """Starting weights: none, `pretrained` (downloaded by the library), or path/URI of a safetensors state dict."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -136,6 +140,8 @@ class Augmentation(Section):
     """Rotation drawn from ± this, degrees."""
     flip: Fraction = 0.5
     """Probability of a left–right flip."""
+    sharpness: Fraction = 0.0
+    """Factor on fine detail drawn from 1 ± this: films of another resolution, smoothed or sharpened."""
     erase: Fraction = 0.0
     """Probability of blanking one random rectangle of up to a fifth of the film."""
 
@@ -185,6 +191,9 @@ class Training(Section):
     """CPUs a worker; 0 divides the local machine's CPUs among the workers."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
     """Share of patients held out to choose epoch, temperature and threshold."""
+    validation: Literal["random", "shifted"] = "random"
+    """Which patients are held out: random ones; or (shifted) those with the lowest numbers, whose films are from
+    another time than the training films, each scored as it is and once more with changed crop, greys and detail."""
     target: Literal["sensitivity", "specificity", "balanced"] = "sensitivity"
     """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
     target_value: Fraction = 0.95
@@ -198,6 +207,8 @@ class Training(Section):
     """Checkpoints kept, the best by validation AUROC and the latest always among them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of splits, initial weights, order and augmentation."""
+    rationale: str = ""
+    """How this configuration was chosen, on which films, and what is not known of it: for the bundle's card."""
     validated_age_years: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=130)]] | None = None
     """Ages (whole years, inclusive) that the training films cover; screening rejects DICOM films outside it."""
 

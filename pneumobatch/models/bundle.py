@@ -77,8 +77,10 @@ class Bundle(BaseModel):
 
     def identity(self) -> str:
         """Returns the SHA-256 that binds weights, preprocessing, temperature, threshold and uncertain band together."""
+        # What came after the first bundles counts where it is switched on: theirs keep their identity.
+        later = {name for name in ("standardise", "mirrored") if not getattr(self.network, name)}
         bound = [
-            self.weights_sha256, self.network.model_dump(exclude={"weights"}), self.preprocessing.model_dump(),
+            self.weights_sha256, self.network.model_dump(exclude={"weights", *later}), self.preprocessing.model_dump(),
             self.temperature, self.threshold,
             *([self.uncertain] if self.uncertain else []),  # an older bundle keeps its name
         ]  # fmt: skip

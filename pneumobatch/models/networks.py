@@ -16,6 +16,9 @@ from pneumobatch.models.attention import attention
 GREY_MEAN, GREY_STD = 0.5, 0.25
 """Normalisation of grey values in 0–1; equal for all three replicated channels."""
 
+FLAT = 1 / 64
+"""Contrast (standard deviation, grey in 0–1) below which a film is not stretched any further."""
+
 _RESNET = re.compile(r"(attention_)?resnet(18|34|50|101|152)")
 
 
@@ -26,14 +29,23 @@ class Classifier(nn.Module):
         float[B, 1, S, S], grey in 0–1 → logits float[B, 2]; output 0 is normal, 1 is pneumonia.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, *, standardise: bool = False, mirrored: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.standardise, self.mirrored = standardise, mirrored
 
     def forward(self, pixels_B1SS: Tensor) -> Tensor:
         """Returns the logits of normal and pneumonia."""
-        x = (pixels_B1SS - GREY_MEAN) * (1 / GREY_STD)
-        return cast(Tensor, self.backbone(x.expand(-1, 3, -1, -1)))  # reading 15
+        if self.standardise:
+            spread, mean = torch.std_mean(pixels_B1SS.float(), (1, 2, 3), keepdim=True)
+            x = ((pixels_B1SS - mean) / spread.clamp_min(FLAT)).to(pixels_B1SS.dtype)
+        else:
+            x = (pixels_B1SS - GREY_MEAN) * (1 / GREY_STD)
+        x = x.expand(-1, 3, -1, -1)  # reading 15
+        logits = cast(Tensor, self.backbone(x))
+        if self.mirrored and not self.training:
+            logits = (logits + self.backbone(x.flip(3))) / 2
+        return logits
 
 
 class SideBranchNet(nn.Module):
@@ -108,7 +120,7 @@ def build(config: Network, *, initialise: bool = True) -> Classifier:
             f"network.name: {config.name!r} is no network; give attention_resnet18/34/50/101/152, resnet18/…/152, "
             "side_branch_net or timm/NAME"
         )
-    network = Classifier(backbone)
+    network = Classifier(backbone, standardise=config.standardise, mirrored=config.mirrored)
     if initialise and config.weights and not pretrained:
         try:
             network.load_state_dict(load_safetensors(storage.read_bytes(config.weights)))

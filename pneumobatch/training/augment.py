@@ -8,15 +8,26 @@ from torch.nn import functional as F
 
 from pneumobatch.config import Augmentation
 
+DETAIL = (0.004, 0.02)
+"""Least and greatest σ of the Gaussian that parts a film's detail from the rest, share of the side."""
+
+SHIFT = Augmentation(
+    crop_area=(0.6, 1.0), crop_aspect=1.6, contrast=0.35, brightness=0.12, gamma=0.35, rotation_degrees=5,
+    sharpness=0.9,
+)  # fmt: skip
+"""What validation changes about its films where it is to show how a network stands a shift: another collimation
+and aspect ratio (films are squashed to a square), exposure, grey curve and resolution, but the same patients."""
+
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:
-    """Draws what happens to each film: float32[count, 13], on the CPU.
+    """Draws what happens to each film: float32[count, 15], on the CPU.
 
     Drawn for the global batch and then sliced by rank, so that a film's fate does not depend on the number of workers.
-    Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, and the
-    erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased).
+    Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, the
+    erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased), and how fine the detail is that
+    is reinforced or smoothed (σ, share of the side) and its factor.
     """
-    uniform = torch.rand(count, 14, generator=generator)
+    uniform = torch.rand(count, 16, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])
     aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(config.crop_aspect) / 2)
     scale_x, scale_y = (area.sqrt() * aspect).clamp_max(1), (area.sqrt() / aspect).clamp_max(1)
@@ -31,15 +42,19 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     hidden = (uniform[:, 9] < config.erase).float()
     half_x, half_y = hidden * (0.1 + 0.35 * uniform[:, 12]), hidden * (0.1 + 0.35 * uniform[:, 13])
     centre_x, centre_y = 2 * uniform[:, 10] - 1, 2 * uniform[:, 11] - 1
-    return torch.stack([*affine, contrast, brightness, gamma, centre_x, centre_y, half_x, half_y], dim=1)
+    # From what squashing a large film to the network's size leaves to what a film of a fifth of the size has lost.
+    scale = DETAIL[0] + (DETAIL[1] - DETAIL[0]) * uniform[:, 14]
+    detail = 1 + (2 * uniform[:, 15] - 1) * config.sharpness
+    grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
+    return torch.stack([*affine, *grey_curve, *erased, scale, detail], dim=1)
 
 
 def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
-    """Applies what `draw` drew: one resampling for crop, rotation and flip, then the grey curve.
+    """Applies what `draw` drew: one resampling for crop, rotation and flip, then detail and the grey curve.
 
     Args:
         films_BHW: uint8[B, H, W], the decoded films.
-        fate_BF: float32[B, 13] from `draw`, on the same device.
+        fate_BF: float32[B, 15] from `draw`, on the same device.
         size: Side of the result, pixels.
 
     Returns:
@@ -48,9 +63,12 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
     grey = films_BHW[:, None].float() * (1 / 255)
     grid = F.affine_grid(fate_BF[:, :6].reshape(-1, 2, 3), [len(grey), 1, size, size], align_corners=False)
     grey = F.grid_sample(grey, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y = (
+    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail = (
         column.reshape(-1, 1, 1, 1) for column in fate_BF[:, 6:].unbind(1)
     )
+    if bool((detail != 1).any()):
+        smooth = _smooth(grey, scale * size)
+        grey = smooth + (grey - smooth) * detail
     mean = grey.mean((2, 3), keepdim=True)
     grey = ((grey - mean) * contrast + mean + brightness).clamp(0, 1)
     if bool((gamma != 1).any()):
@@ -60,6 +78,16 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
         inside = ((axis - centre_x).abs() < half_x) & ((axis.reshape(-1, 1) - centre_y).abs() < half_y)
         grey = torch.where(inside, mean, grey)
     return grey
+
+
+def _smooth(grey_B1HW: Tensor, sigma_B111: Tensor) -> Tensor:
+    """Blurs each film by its own Gaussian of σ pixels."""
+    reach = math.ceil(2.5 * DETAIL[1] * grey_B1HW.shape[3])
+    offsets = torch.arange(-reach, reach + 1, device=grey_B1HW.device)
+    kernels = torch.softmax(-0.5 * (offsets / sigma_B111) ** 2, dim=3)  # B, 1, 1, taps
+    films = F.pad(grey_B1HW, (reach,) * 4, mode="replicate").transpose(0, 1)
+    count = len(grey_B1HW)
+    return F.conv2d(F.conv2d(films, kernels, groups=count), kernels.mT, groups=count).transpose(0, 1)
 
 
 def plain(films_BSS: Tensor) -> Tensor:

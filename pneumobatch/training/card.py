@@ -12,28 +12,40 @@ A network that gives the probability of pneumonia in a frontal chest X-ray, afte
 for improved pneumonia detection in chest X-ray images* (2024).
 
 ## Model
-- Network: `{network}`, input {size} × {size} grey, squashed; loss `{loss}` (γ {gamma}, α {alpha}); starting weights:
-  {weights}.
+- Network: `{network}`, input {size} × {size} grey, squashed{input}.
+- Loss `{loss}` (γ {gamma}, α {alpha}); starting weights: {weights}.
 - Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
 - Uncertain: probabilities from {low:.4f} to {high:.4f}. Of the validation films at least {certain[0]:.1%} of the
   pneumonias lie at or above the low end and {certain[1]:.1%} of the normal films at or below the high end.
 - Probabilities hold where {prevalence:.1%} of the films show pneumonia, as in validation; for another prevalence they
   must be corrected (README, "Another prevalence").
 
-## Training data
+{rationale}## Training data
 {train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
 {validation_well} normal) of other patients chose epoch, temperature and threshold. {left_out} films were left out
-(unlabelled, unreadable, outside the domain, or byte-identical copies). {patients}
+(unlabelled, unreadable, outside the domain, or byte-identical copies). {patients} {held}
 Ages covered: {ages}.
 
 ## Validation, on the films that also chose epoch, temperature and threshold
 AUROC {auroc:.4f}; at the threshold ({target}): sensitivity {sensitivity:.4f}, specificity {specificity:.4f},
-accuracy {accuracy:.4f}. These figures are optimistic: the same fold selected and reports. Test on films of your own.
+accuracy {accuracy:.4f}. {shifted}These figures are optimistic: the same fold selected and reports. Test on films of
+your own.
 
 ## Not known
 How it does on another hospital, another machine, another age or projection, or where pneumonia is rarer or commoner
 than among its training films: measure that with `pneumobatch evaluate` before believing a number. A film can show
 findings other than pneumonia, of which this model says nothing.
+"""
+
+_HELD = {
+    "random": "Validation patients were drawn at random, so a shift between these films and later ones does not show.",
+    "shifted": "Validation patients are those with the lowest numbers of each series: the nearest to a shift in time "
+    "that the archive itself offers, though of the same hospital. Each of their films chose twice: as it is, and with "
+    "changed crop, greys and detail.",
+}
+
+_SHIFTED = """With changed crop, greys and detail: AUROC {shifted_auroc:.4f},
+sensitivity {shifted_sensitivity:.4f}, specificity {shifted_specificity:.4f}, accuracy {shifted_accuracy:.4f}.
 """
 
 
@@ -46,6 +58,8 @@ def write(
     return _TEXT.format(
         network=job.network.name,
         size=job.network.image_size,
+        input=", brought to one mean and contrast" * job.network.standardise
+        + ", scored with its mirror image" * job.network.mirrored,
         loss=job.loss.name,
         gamma=job.loss.gamma,
         alpha=job.loss.alpha,
@@ -61,6 +75,9 @@ def write(
         patients="No film of a validation patient was trained on."
         if data["patients_known"]
         else "Patients are not known, so films of one patient may stand on both sides.",
+        rationale=f"## How it was chosen\n{job.training.rationale.strip()}\n\n" if job.training.rationale else "",
+        shifted=_SHIFTED.format(**found) if "shifted_auroc" in found else "",
+        held=_HELD[job.training.validation],
         **{key: data[key] for key in ("train", "train_sick", "train_well", "validation", "validation_sick")},
         validation_well=data["validation_well"],
         left_out=data["left_out"],

@@ -175,13 +175,21 @@ class Trainer:
         """The network that is validated and shipped: the moving average where one is kept."""
         return cast(Classifier, self.average.module) if self.job.training.ema_decay else self.network
 
-    @torch.inference_mode()
     def validate(self, films: Films) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Scores the whole validation fold, every film exactly once over all workers.
 
         Returns:
-            float32[N, 2], the logits in the fold's order, the same on every worker.
+            float32[N, 2], the logits in the fold's order, the same on every worker; for `training.validation =
+            "shifted"` float32[2 N, 2], the fold as it is and then once more under `augment.SHIFT`.
         """
+        if self.job.training.validation == "random":
+            return self.score(films)
+        fate = augment.draw(augment.SHIFT, len(films), torch.Generator().manual_seed(self.job.training.seed))
+        return np.concatenate([self.score(films), self.score(films, fate)])
+
+    @torch.inference_mode()
+    def score(self, films: Films, fate_NF: Tensor | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Scores films as screening would, or changed by `augment.apply` as `fate_NF` says; float32[N, 2], in order."""
         network = self.shipped()
         network.eval()
         if self.shard.world > 1:  # running statistics differ by worker; the fold is scored by one network
@@ -190,7 +198,11 @@ class Trainer:
         logits = np.zeros((len(films), 2), np.float32)
         mine = torch.arange(self.shard.rank, len(films), self.shard.world)
         for rows in torch.split(mine, max(self.job.training.batch_size // self.shard.world, 1)):
-            pixels = augment.plain(films.gather(rows).to(self.device))
+            pixels = films.gather(rows).to(self.device)
+            if fate_NF is None:
+                pixels = augment.plain(pixels)
+            else:
+                pixels = augment.apply(pixels, fate_NF[rows].to(self.device), self.job.network.image_size)
             logits[rows.numpy()] = self.logits(network, pixels).cpu().numpy()
         if self.shard.world == 1:
             return logits
@@ -230,7 +242,11 @@ class Trainer:
 
 
 def measures(logits_N2: np.ndarray[Any, Any], labels: Tensor, loss: nn.Module) -> dict[str, float]:
-    """The validation figures of one epoch at probability .5 (the threshold is fitted at the end)."""
+    """The validation figures of one epoch at probability .5 (the threshold is fitted at the end).
+
+    The films may stand in the logits once or several times over, as `Trainer.validate` returns them.
+    """
+    labels = labels.repeat(len(logits_N2) // len(labels))
     truth = labels.numpy()
     difference = (logits_N2[:, 1] - logits_N2[:, 0]).astype(np.float64)
     counts = metrics.count(truth, difference >= 0)

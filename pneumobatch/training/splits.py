@@ -1,13 +1,16 @@
 """Patient-disjoint, stratified folds."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+_NUMBER = re.compile(r"([0-9]+)(?=[^0-9]*$)")
+
 
 def validation_fold(
-    labels: Sequence[int], patients: Sequence[str | None], fraction: float, seed: int
+    labels: Sequence[int], patients: Sequence[str | None], fraction: float, seed: int, *, shifted: bool = False
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Chooses the validation fold by whole patients, with the classes in proportion.
 
@@ -16,12 +19,16 @@ def validation_fold(
         patients: Grouping key of each image; None is a patient of one image.
         fraction: Share of the images to hold out, 0–1.
         seed: Seed of the choice.
+        shifted: Hold out each series' first patients instead of any: keys that differ in their last number alone are
+            a series, and numbers follow the order in which films were taken. So validation films come from another
+            time than training films, as those of a later test do.
 
     Returns:
         bool[N], True in the validation fold. It depends on the set of images, not on their order of patients.
 
     Raises:
-        ValueError: A class has fewer than two patients, so no fold can hold both classes on both sides.
+        ValueError: A class has fewer than two patients, so no fold can hold both classes on both sides; or `shifted`
+            is asked for and a patient has no number.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for index, patient in enumerate(patients):
@@ -37,8 +44,8 @@ def validation_fold(
             raise ValueError(f"the archive has {len(group)} {name} patients with a label; a validation fold needs two")
         wanted = fraction * sum(len(members[key]) for key in group)
         held = 0
-        for position in rng.permutation(len(group)):
-            rows = members[group[position]]
+        for key in _first_of_each_series(group) if shifted else [group[place] for place in rng.permutation(len(group))]:
+            rows = members[key]
             if held and held + len(rows) / 2 > wanted:
                 continue
             fold[rows] = True
@@ -46,3 +53,22 @@ def validation_fold(
         if fold[[i for key in group for i in members[key]]].all():
             fold[members[group[0]]] = False
     return fold
+
+
+def _first_of_each_series(patients: Sequence[str]) -> list[str]:
+    """Orders patients so that every beginning takes the same share of each series, its lowest numbers."""
+    series: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for patient in patients:
+        number = None if patient.startswith("#") else _NUMBER.search(patient)
+        if number is None:
+            raise ValueError(
+                "training.validation: shifted needs patients who are numbered in the order of their films, and not "
+                "every film here has such a patient; give archive.patient_column or choose random"
+            )
+        series[patient[: number.start()] + "#" + patient[number.end() :]].append((int(number[1]), patient))
+    placed = [
+        (rank / len(members), patient)
+        for members in series.values()
+        for rank, (_, patient) in enumerate(sorted(members))
+    ]
+    return [patient for _, patient in sorted(placed)]

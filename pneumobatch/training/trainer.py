@@ -81,9 +81,11 @@ def train(job: Job) -> Trained:
     usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
     if not usable.num_rows:
         raise ValueError(f"archive.uri: no film of {job.archive.uri} has a label; give archive.labels or class folders")
+    plan = job.training
     held = validation_fold(
-        usable["label"].to_pylist(), usable["patient"].to_pylist(), job.training.validation_fraction, job.training.seed
-    )
+        usable["label"].to_pylist(), usable["patient"].to_pylist(), plan.validation_fraction, plan.seed,
+        shifted=plan.validation == "shifted",
+    )  # fmt: skip
     started = time.time()
     with cluster.engine(job.cluster) as resources:
         training = decode(job, usable.filter(pa.array(~held)), cache_size(job), "decode training films")
@@ -120,7 +122,7 @@ def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
 def _fingerprint(job: Job, films: pa.Table) -> str:
     """What a result depends on; where it is written and how many failures it may survive is not part of it."""
     config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker"):
+    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker", "rationale"):
         del config["training"][key]
     known = films.select(["image_id", "label", "patient"]).to_pydict()
     return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()
@@ -267,21 +269,22 @@ def _bundle(
     job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
     data: dict[str, Any], fingerprint: str, seconds: float,
 ) -> bundles.Bundle:  # fmt: skip
-    """Fits temperature, threshold and uncertain band on the validation logits and writes the bundle."""
-    plan, labels = job.training, validation.labels
+    """Fits temperature, threshold and uncertain band on the validation logits and writes the bundle.
+
+    For `training.validation = "shifted"` the logits hold every film twice, as it is and changed: both are fitted on.
+    """
+    plan, count = job.training, len(validation.labels)
+    labels = np.tile(validation.labels, len(logits) // count)
     difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
     temperature = metrics.fit_temperature(difference, labels)
     probabilities = 1 / (1 + np.exp(-difference / temperature))
     threshold = metrics.choose_threshold(labels, probabilities, plan.target, plan.target_value)
     uncertain = metrics.uncertain_band(labels, probabilities, threshold, *plan.uncertain)
-    counts = metrics.count(labels, probabilities >= threshold)
-    found = {
-        "auroc": metrics.auroc(labels, difference),
-        **{rate: counts.rate(rate) for rate in ("sensitivity", "specificity", "accuracy")},
-        "ece": metrics.ece(labels, probabilities),
-        "brier": metrics.brier(labels, probabilities),
-        "epoch": state["epoch"],
-    }
+    found = _found(labels[:count], probabilities[:count], threshold)
+    if len(logits) > count:
+        shifted = _found(labels[count:], probabilities[count:], threshold)
+        found |= {f"shifted_{name}": value for name, value in shifted.items()}
+    found["epoch"] = state["epoch"]
     goal = (
         "balanced sensitivity and specificity" if plan.target == "balanced" else f"{plan.target} >= {plan.target_value}"
     )
@@ -306,9 +309,19 @@ def _bundle(
         versions={"pneumobatch": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}},
     )
     history = pa.Table.from_pylist(state["history"])
-    reference = _reference(validation, probabilities, plan.seed)
+    reference = _reference(validation, probabilities[:count], plan.seed)
     text = card.write(job, temperature, threshold, goal, uncertain, data, found)
     return bundles.save(target, bundle, weights, history, reference, text)
+
+
+def _found(labels: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any], threshold: float) -> dict[str, Any]:
+    counts = metrics.count(labels, probabilities >= threshold)
+    return {
+        "auroc": metrics.auroc(labels, probabilities),
+        **{rate: counts.rate(rate) for rate in ("sensitivity", "specificity", "accuracy")},
+        "ece": metrics.ece(labels, probabilities),
+        "brier": metrics.brier(labels, probabilities),
+    }
 
 
 def _reference(validation: Fold, probabilities: np.ndarray[Any, Any], seed: int) -> pa.Table:

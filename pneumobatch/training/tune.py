@@ -172,16 +172,17 @@ def _trial(
         if trainer.epoch < job.training.epochs:
             ray.tune.report(trainer.history[-1])
     trainer.shipped().load_state_dict(_loaded(chosen))
+    margins = _margins(trainer.validate(validation))
     found = {
         "row": trial.row,
         "epochs": trainer.epoch,
         "chosen_epoch": chosen_epoch(trainer.history),
         "history": trainer.history,
         "train_films": len(train),
-        "validation_labels": validation.labels.tolist(),
-        "validation_margins": _margins(trainer, validation),
+        "validation_labels": validation.labels.repeat(len(margins) // len(validation)).tolist(),
+        "validation_margins": margins,
         "test_image_ids": _image_ids(fold.test),
-        "test_margins": _margins(trainer, test),
+        "test_margins": _margins(trainer.score(test)),
         "parameters": parameters,
         "multiply_adds": multiply_adds,
         "hardware": _hardware(device),
@@ -203,10 +204,9 @@ def _loaded(uri: str) -> dict[str, Any]:
     return content
 
 
-def _margins(trainer: Trainer, films: Films) -> list[float]:
+def _margins(logits_N2: np.ndarray[Any, np.dtype[np.float32]]) -> list[float]:
     """Logit of pneumonia minus logit of normal."""
-    logits = trainer.validate(films).astype(np.float64)
-    margins: list[float] = (logits[:, 1] - logits[:, 0]).tolist()
+    margins: list[float] = (logits_N2[:, 1].astype(np.float64) - logits_N2[:, 0]).tolist()
     return margins
 
 

@@ -58,6 +58,27 @@ def test_an_uncertain_band_is_bound_and_a_bundle_without_one_keeps_its_name(tmp_
             bundles.load(str(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("key", ["standardise", "mirrored"])
+def test_what_the_network_does_to_a_film_belongs_to_the_model(tmp_path: Path, make_bundle: Make, key: str) -> None:
+    make_bundle(str(tmp_path))
+    path = tmp_path / "bundle.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "network": {**content["network"], key: True}}))
+    with pytest.raises(ValueError, match="was changed"):
+        bundles.load(str(tmp_path))
+    older = {name: value for name, value in content["network"].items() if name not in {"standardise", "mirrored"}}
+    path.write_text(json.dumps({**content, "network": older}))
+    assert bundles.load(str(tmp_path)).model_id == content["model_id"]
+
+
+def test_an_identity_of_the_first_bundles_is_still_the_same() -> None:
+    network = bundles.Network(name="attention_resnet18", image_size=64)
+    bundle = bundles.Bundle(
+        network=network, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5, target="x"
+    )
+    assert bundle.identity().startswith("8edc16edbb8c")
+
+
 def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bundle: Make) -> None:
     make_bundle(str(tmp_path / "a"))
     make_bundle(str(tmp_path / "b"), seed=1)

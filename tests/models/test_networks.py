@@ -26,6 +26,28 @@ def test_attention_starts_identical_to_the_plain_backbone(name: str, size: int) 
     assert torch.equal(network(x), plain(x))
 
 
+def test_a_standardised_film_is_the_same_at_any_brightness_and_contrast() -> None:
+    torch.manual_seed(0)
+    network = build(Network(name="attention_resnet18", image_size=64, standardise=True)).eval()
+    film = torch.rand(3, 1, 64, 64)
+    torch.testing.assert_close(network(0.2 + 0.5 * film), network(film), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(network(film.flip(2)), network(film), rtol=1e-3, atol=1e-4)  # it still looks at it
+    assert network(torch.full((1, 1, 64, 64), 0.3)).isfinite().all()  # a blank film divides by nothing
+
+
+def test_a_mirrored_network_scores_a_film_and_its_mirror_image_alike() -> None:
+    torch.manual_seed(0)
+    network = build(Network(name="attention_resnet18", image_size=64, mirrored=True))
+    plain = build(Network(name="attention_resnet18", image_size=64))
+    plain.load_state_dict(network.state_dict())
+    film = torch.rand(3, 1, 64, 64)
+    network.eval(), plain.eval()
+    torch.testing.assert_close(network(film), (plain(film) + plain(film.flip(3))) / 2)
+    torch.testing.assert_close(network(film.flip(3)), network(film))
+    network.train(), plain.train()
+    torch.testing.assert_close(network(film), plain(film))  # training is not slowed down
+
+
 @pytest.mark.parametrize(("side", "channel", "spatial"), SWITCHES)
 def test_each_part_is_a_switch_and_learns(side: bool, channel: bool, spatial: bool) -> None:
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ def test_a_flip_mirrors() -> None:
 
 
 def test_strong_augmentation_stays_in_range_and_changes_every_film() -> None:
-    config = Augmentation(crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, rotation_degrees=20, erase=1.0)
+    config = Augmentation(crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, sharpness=1.0, erase=1.0)
     films = torch.randint(0, 256, (16, 60, 60), dtype=torch.uint8)
     result = augment.apply(films, augment.draw(config, 16, torch.Generator().manual_seed(1)), 48)
     assert result.shape == (16, 1, 48, 48)
@@ -30,6 +30,33 @@ def test_strong_augmentation_stays_in_range_and_changes_every_film() -> None:
     assert float(result.max()) <= 1
     again = augment.apply(films, augment.draw(config, 16, torch.Generator().manual_seed(2)), 48)
     assert ((result - again).abs().mean((1, 2, 3)) > 0.01).all()
+
+
+def test_sharpness_changes_detail_and_leaves_the_rest() -> None:
+    config = NOTHING.model_copy(update={"sharpness": 1.0})
+    axis = torch.linspace(0, 1, 96)
+    broad = 128 + 50 * torch.sin(2 * torch.pi * axis).expand(96, 96)
+    noise = torch.randint(-20, 21, (32, 96, 96), generator=torch.Generator().manual_seed(0))
+    films = (broad + noise).round().to(torch.uint8)
+    fate = augment.draw(config, 32, torch.Generator().manual_seed(1))
+    result, before = augment.apply(films, fate, 96), augment.plain(films)
+
+    def detail(x: torch.Tensor) -> torch.Tensor:
+        return (x[..., 1:] - x[..., :-1]).square().mean((1, 2, 3)).sqrt()
+
+    ratio = detail(result) / detail(before)
+    assert ratio.min() < 0.7 and ratio.max() > 1.3  # some films smoothed, some sharpened
+    coarse = torch.nn.functional.avg_pool2d(result - before, 24)
+    assert coarse.abs().max() < 0.02  # what is broader than the detail stays
+
+
+def test_a_film_has_the_same_fate_in_any_part_of_the_batch() -> None:
+    config = Augmentation(gamma=0.4, sharpness=1.0, erase=0.5)
+    films = torch.randint(0, 256, (8, 55, 55), dtype=torch.uint8)
+    fate = augment.draw(config, 8, torch.Generator().manual_seed(3))
+    whole = augment.apply(films, fate, 48)
+    for rank in range(2):  # as two workers share a batch
+        torch.testing.assert_close(augment.apply(films[rank::2], fate[rank::2], 48), whole[rank::2])
 
 
 def test_crops_stay_inside_the_film() -> None:

@@ -1,5 +1,6 @@
 """The worker's loop without an engine: equal shares, exact resume, the schedule."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one() -> None:
         for _ in range(epochs):
             trainer.train_epoch(films)
             trainer.epoch += 1
-    import io
-
     resumed = Trainer(_job(), (20, 20), device, Shard(0, 1))
     resumed.restore(torch.load(io.BytesIO(part.state()), weights_only=True))
     for _ in range(2):
@@ -80,6 +79,19 @@ def test_it_learns_and_validates_every_film_once() -> None:
     assert found["auroc"] > 0.9
     one_by_one = trainer.validate(Films(films.blocks, films.places[:3], films.labels[:3]))
     np.testing.assert_allclose(one_by_one, logits[:3], rtol=0.05, atol=0.05)
+
+
+def test_a_shifted_validation_scores_every_film_as_it_is_and_changed() -> None:
+    films, device = _films(24, 32), torch.device("cpu")
+    shifted, plain = (Trainer(_job(validation=kind), (12, 12), device, Shard(0, 1)) for kind in ("shifted", "random"))
+    shifted.train_epoch(films)
+    plain.restore(torch.load(io.BytesIO(shifted.state()), weights_only=True))
+    twice = shifted.validate(films)
+    np.testing.assert_array_equal(twice[:24], plain.validate(films))
+    assert (np.abs(twice[24:] - twice[:24]).max(axis=1) > 0).all()
+    np.testing.assert_array_equal(shifted.validate(films), twice)  # the same changes in every epoch
+    accuracies = [measures(part, films.labels, plain.loss)["accuracy"] for part in (twice, twice[:24], twice[24:])]
+    assert accuracies[0] == pytest.approx((accuracies[1] + accuracies[2]) / 2)
 
 
 def test_schedules() -> None:

@@ -33,6 +33,50 @@ def test_no_patient_stands_on_both_sides(rows: list[tuple[int, int]], fraction: 
     assert (validation_fold(labels, patients, fraction, seed) == fold).all()
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["a{}", "b{}_x", "c7-{}"])), min_size=20, max_size=150),
+    st.floats(0.05, 0.6),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_shifted_fold_holds_the_first_patients_of_each_series(rows: list[tuple[int, str]], fraction: float) -> None:
+    """Series a is normal, b and c are pneumonia; whole patients, both classes on both sides, whatever the order."""
+    patients = [series.format(number) for number, series in rows]
+    labels = [int(not patient.startswith("a")) for patient in patients]
+    if min(len({p for p, label in zip(patients, labels, strict=True) if label == value}) for value in (0, 1)) < 2:
+        return
+    fold = validation_fold(labels, patients, fraction, 0, shifted=True)
+    held = {patient for patient, inside in zip(patients, fold, strict=True) if inside}
+    kept = set(patients) - held
+    assert {patient[0] == "a" for patient in held} == {patient[0] == "a" for patient in kept} == {False, True}
+    assert not held & {patient for patient, inside in zip(patients, fold, strict=True) if not inside}
+    back = validation_fold(labels[::-1], patients[::-1], fraction, 1, shifted=True)
+    assert (back[::-1] == fold).all()
+    single = {p: patients.count(p) for p in patients}
+    if set(single.values()) == {1} and fraction < 0.5:  # patients of many films may not fit, and are passed over
+        for series in {name for _, name in rows}:
+            numbers = {n: series.format(n) in held for n, name in rows if name == series}
+            inside = [numbers[n] for n in sorted(numbers)]
+            assert inside == sorted(inside, reverse=True)
+
+
+def test_a_shifted_fold_needs_numbered_patients() -> None:
+    for patients in ([None] * 4, ["a1", "a2", "b", "c"]):
+        with pytest.raises(ValueError, match=r"training\.validation: shifted needs patients who are numbered"):
+            validation_fold([0, 0, 1, 1], patients, 0.5, 0, shifted=True)
+
+
+@pytest.mark.shared
+def test_kermany_shifted_fold_borders_on_the_official_test_set(shared) -> None:  # type: ignore[no-untyped-def]
+    films = catalog.build(Archive(uri=str(shared / "kermany")))
+    patients = films["patient"].to_pylist()
+    fold = validation_fold(films["label"].to_pylist(), patients, 0.15, 0, shifted=True)
+    assert fold.mean() == pytest.approx(0.15, abs=0.01)
+    held = {patient for patient, inside in zip(patients, fold, strict=True) if inside}
+    # The official test set ends at IM-0111, NORMAL2-IM-0381 and person175.
+    assert {"kermany:IM-0115", "kermany:NORMAL2-IM-0383", "kermany:person1_bacteria", "kermany:person80_virus"} <= held
+    assert not held & {"kermany:IM-0766", "kermany:NORMAL2-IM-1423", "kermany:person1945_bacteria"}
+
+
 def test_unknown_patients_are_one_image_each() -> None:
     fold = validation_fold([0, 1] * 100, [None] * 200, 0.25, 0)
     assert fold.sum() == 50

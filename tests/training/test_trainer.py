@@ -160,6 +160,17 @@ def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
         train(job(films, output, **{"training.epochs": 5}))
 
 
+def test_a_shifted_validation_tells_both_of_its_results(engine: cluster.Resources, films: Path, tmp_path: Path) -> None:
+    changes = {"training.validation": "shifted", "training.epochs": 1, "training.target": "balanced"}
+    trained = train(job(films, tmp_path, **changes))
+    found, card = trained.bundle.metrics, (Path(trained.uri) / "CARD.md").read_text()
+    assert found["shifted_sensitivity"] + found["shifted_specificity"] > 0
+    assert f"AUROC {found['auroc']:.4f}" in card and f"AUROC {found['shifted_auroc']:.4f}" in card
+    assert "lowest numbers" in card
+    reference = pq.read_table(Path(trained.uri) / "reference.parquet")  # drift: films as they are
+    assert pc.sum(pc.equal(reference["status"], "scored")).as_py() == trained.bundle.data["validation"]
+
+
 def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unlabelled"
     folder.mkdir()
