@@ -4,7 +4,10 @@ Exit codes: 0 done; 1 the job failed, or another start holds its run; 2 wrong us
 """
 
 import difflib
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +55,7 @@ app = cyclopts.App(
 )
 
 JobFile = Annotated[Path | None, cyclopts.Parameter(name="JOB.toml", help="Job file (TOML).")]
+JobId = Annotated[str, cyclopts.Parameter(name="ID", help="Id of a submitted job, as submit and status tell it.")]
 
 
 def _job(**sections: Section) -> Job:
@@ -240,6 +244,63 @@ def doctor(
     return 0 if healthy else 1
 
 
+submit = cyclopts.App(
+    name="submit",
+    help="Run a verb as a job of a cluster, and follow it: submit VERB JOB.toml --cluster.address http://HEAD:8265.",
+)
+app.command(submit)
+
+
+def _submitted(verb: str, function: Callable[..., Any]) -> Callable[..., int]:
+    """The verb's own command line, of which a cluster makes a job."""
+
+    @functools.wraps(function)
+    def command(job_file: Path | None = None, /, **sections: Section) -> int:
+        from pneumobatch.submit import submit as run
+
+        return run(verb, _job(**sections), _sections(function))
+
+    signature = inspect.signature(function)
+    options = {name: option for name, option in signature.parameters.items() if name != "cluster"}
+    cluster = inspect.Parameter("cluster", inspect.Parameter.KEYWORD_ONLY, default=Cluster(), annotation=Cluster)
+    command.__signature__ = signature.replace(parameters=[*options.values(), cluster])  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, "cluster": Cluster}
+    return command
+
+
+for _verb in (catalog, train, screen, evaluate, bench, doctor):
+    submit.command(_submitted(_verb.__name__, _verb), name=_verb.__name__)
+
+
+@app.command
+def status(
+    submission: Annotated[str | None, cyclopts.Parameter(name="ID", help="Id of a submitted job; none: all.")] = None,
+    /,
+    *,
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Say how a submitted job stands, or list all that a cluster knows."""
+    from pneumobatch import submit
+
+    _show(*submit.listed(submit.status(submit.connect(cluster), submission)))
+
+
+@app.command
+def logs(submission: JobId, /, *, cluster: Cluster = Cluster()) -> int:
+    """Print a submitted job's log, follow it while it runs, and end with its exit code."""
+    from pneumobatch import submit
+
+    return submit.follow(submit.connect(cluster), submission)
+
+
+@app.command
+def cancel(submission: JobId, /, *, cluster: Cluster = Cluster()) -> None:
+    """Stop a submitted job; what it staged stays, and the same job submitted again goes on from there."""
+    from pneumobatch import submit
+
+    _show(f"{submission}: {submit.cancel(submit.connect(cluster), submission)}")
+
+
 def _unknown(data: dict[str, Any], model: type[BaseModel], path: str, file: Path) -> None:
     """Raises for the first key of a job file that no section knows, with the nearest one."""
     for key, value in data.items():
@@ -275,7 +336,7 @@ def run(arguments: list[str]) -> int:
             source = f"{path}: "
             Job.model_validate(data)  # the sections that this verb does not read are checked as well
             source = ""
-            read = {name: data[name] for name in _sections(arguments[0]) if name in data}
+            read = {name: data[name] for name in _sections(_function(arguments)) if name in data}
             app.config = cyclopts.config.Dict(read, source=str(path), use_commands_as_keys=False)
         else:
             app.config = None
@@ -311,12 +372,23 @@ def run(arguments: list[str]) -> int:
 
 
 def _job_word(arguments: list[str]) -> str | None:
-    """The word of a command line that names the job file: the first after the verb, and for `verify` after its RUN."""
-    place = 2 if arguments[:1] == ["verify"] else 1
+    """The word of a command line that names the job file: the first after the verb, and after `verify RUN`."""
+    place = 2 if arguments[:1] in (["verify"], ["submit"]) else 1
     words = arguments[1 : place + 1]
-    return (
-        words[-1] if len(words) == place and not any(w.startswith("-") for w in words) and arguments[0] in app else None
-    )
+    if len(words) < place or any(word.startswith("-") for word in words):
+        return None
+    function = _function(arguments)
+    return words[-1] if function and "job_file" in inspect.signature(function).parameters else None
+
+
+def _function(arguments: list[str]) -> Callable[..., Any] | None:
+    """What a command line calls, if there is such a verb."""
+    found = app
+    for word in arguments[: 2 if arguments[:1] == ["submit"] else 1]:
+        if word not in found:
+            return None
+        found = found[word]
+    return found.default_command
 
 
 def _with_joined_booleans(arguments: list[str]) -> list[str]:
@@ -330,8 +402,7 @@ def _with_joined_booleans(arguments: list[str]) -> list[str]:
     return joined
 
 
-def _sections(verb: str) -> list[str]:
-    function = app[verb].default_command
+def _sections(function: Callable[..., Any] | None) -> list[str]:
     assert function is not None
     return [name for name in function.__annotations__ if name in Job.model_fields]
 
