@@ -225,7 +225,7 @@ def _submitted(client: "JobSubmissionClient", verb: str, name: str, folder: str,
 
 async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetails":
     """Prints the log as it comes; returns the job once it has ended and its log is whole."""
-    shown, pauses = 0, _pauses()
+    shown, pauses, details = 0, _pauses(), None
     while True:
         try:
             details = _known(client, submission)
@@ -240,10 +240,14 @@ async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetai
             if details.status.is_terminal():  # before its log was read: nothing came after it
                 return details
             pauses = _pauses()
+            await asyncio.sleep(0.5)  # its last words may come before its status does
         except TimeoutError:
             pauses = _pauses()
         except _failures() as error:
             pause = next(pauses, None)
+            if details and details.status.is_terminal() and (pause or 30) > 4:
+                say("the end of its log cannot be read")
+                return details
             if pause is None:
                 raise RuntimeError(
                     f"the cluster does not answer; if it comes back, pneumobatch logs {submission} follows the job"

@@ -45,8 +45,6 @@ class Site:
 @pytest.fixture(scope="session")
 def site(ceph: ceph_store.Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A head and three workers."""
-    if missing := hosts.missing():
-        pytest.skip(missing)
     with (
         hosts.Cluster(tmp_path_factory.mktemp("hosts")) as cluster,
         FaultProxy(ceph.url, host=cluster.gateway) as store,

@@ -7,8 +7,9 @@
         late.kill()                             # power off
         cluster.workers[0].cut()                # its network cable
 
-Network namespaces hang on a bridge by veth pairs; the gateway's address reaches what this process listens on. The head
-has no CPUs, every worker has one. Hosts end with this process, whatever ends it.
+Network namespaces hang on a bridge by veth pairs; the gateway's address reaches what this process listens on. Where
+that is not allowed, hosts are Ray nodes beside each other, on addresses of the loopback network. The head has no CPUs,
+every worker has one. Hosts end with this process, whatever ends it.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -27,7 +29,6 @@ from typing import Any, Self
 import psutil
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("ip", "unshare", "setpriv", "mount")
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -43,17 +44,16 @@ ENVIRONMENT = {
 }
 
 
-def missing() -> str:
-    """Why this machine cannot have such hosts; empty where it can."""
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent:
-        return f"not installed: {', '.join(absent)} (Debian: iproute2, util-linux)"
-    name = f"pb-{os.getpid()}-try"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"no network namespaces: {tried.stderr.strip()}"
+def isolation() -> bool:
+    """Whether hosts can have networks of their own here, which takes root and a kernel that allows it."""
+    if any(shutil.which(program) is None for program in ("ip", "unshare", "mount")):
+        return False
+    name = f"pb{os.getpid()}-try"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
+        return False
+    tried = subprocess.run(["ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--fork", "true"], check=False)
     _ip("netns", "del", name)
-    return ""
+    return tried.returncode == 0
 
 
 def _ip(*words: str) -> None:
@@ -61,15 +61,18 @@ def _ip(*words: str) -> None:
 
 
 class Host:
-    """One host and the `ray start` that runs on it."""
+    """One host and the `ray start` that runs on it; without a bridge it is no more than a Ray node."""
 
     def __init__(self, name: str, address: str, bridge: str, log: Path) -> None:
         self.name, self.address, self.log = name, address, log
-        self._outside = f"{name}x"[-15:]
+        self._isolated = bool(bridge)
+        self._cable = f"{name}x"
         self._process: subprocess.Popen[bytes] | None = None
+        if not self._isolated:
+            return
         _ip("netns", "add", name)
-        _ip("link", "add", self._outside, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _ip("link", "set", self._outside, "master", bridge, "up")
+        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _ip("link", "set", self._cable, "master", bridge, "up")
         for words in (
             ("addr", "add", f"{address}/24", "dev", "eth0"),
             ("link", "set", "eth0", "up"),
@@ -78,21 +81,22 @@ class Host:
             _ip("-n", name, *words)
 
     def start(self, environment: dict[str, str], *words: str) -> None:
-        """Starts `ray start` with these words in namespaces of this host."""
-        script = (
-            "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && "
-            'cd /tmp && exec "$@"'
-        )
-        command = [
-            *("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.name),
-            *("unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"),
-            *("sh", "-c", script, self.name, str(Path(sys.executable).with_name("ray")), "start", *words),
-            *("--node-ip-address", self.address, "--block", "--disable-usage-stats"),
-        ]
+        """Starts `ray start` with these words, in namespaces of this host."""
+        ray = [str(Path(sys.executable).with_name("ray")), "start", *words, "--node-ip-address", self.address]
+        command = ["setpriv", "--pdeathsig", "KILL"]
+        if self._isolated:
+            script = (
+                "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && "
+                'cd /tmp && exec "$@"'
+            )
+            command += ["ip", "netns", "exec", self.name]
+            command += ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+            command += ["sh", "-c", script, self.name]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                [*command, *ray, "--block", "--disable-usage-stats"],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
 
     @property
     def running(self) -> bool:
@@ -101,26 +105,39 @@ class Host:
     def processes(self) -> list[str]:
         """What runs on it: the titles of its processes."""
         titles = []
-        if self.running:
-            assert self._process is not None
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    titles.append(" ".join(process.cmdline()))
+        for process in self._descendants():
+            with contextlib.suppress(psutil.Error):
+                titles.append(" ".join(process.cmdline()))
         return titles
+
+    def _descendants(self) -> list[psutil.Process]:
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children(recursive=True) if self.running else []
 
     def kill(self) -> None:
         """Ends all its processes at once, as a power failure does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
+        if self._process is None:
+            return
+        below = [] if self._isolated else self._descendants()  # otherwise they end with their namespace
+        self._process.kill()
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._process.wait(10)
 
     def cut(self) -> None:
-        """Takes it off the network; its processes go on."""
-        _ip("link", "set", self._outside, "down")
+        """Takes it off the network; its processes go on, or without a network of their own stand still."""
+        if self._isolated:
+            _ip("link", "set", self._cable, "down")
+            return
+        for process in self._descendants():
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
 
     def remove(self) -> None:
         self.kill()
-        _ip("netns", "del", self.name)
+        if self._isolated:
+            _ip("netns", "del", self.name)
 
 
 class Cluster:
@@ -128,11 +145,13 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._bridge = f"pb{os.getpid()}"
-        self._network = f"198.18.{os.getpid() % 250}"  # the range for tests of networks, which nobody routes
+        self._bridge = f"pb{os.getpid()}" if isolation() else ""
+        # 198.18 is the range for tests of networks, which nobody routes.
+        self._network = f"{'198.18' if self._bridge else '127.18'}.{os.getpid() % 250}"
         self._token = secrets.token_hex(32)
         self._settings: dict[str, str] = {}
         self._hosts: list[Host] = []
+        self._shared = ""
 
     @property
     def gateway(self) -> str:
@@ -160,10 +179,12 @@ class Cluster:
     def boot(self, workers: int, environment: dict[str, str]) -> None:
         """Starts the head and so many workers, with these variables on every host; returns when all are there."""
         self._settings = environment
-        self._add(
-            *("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=true", "--dashboard-host=0.0.0.0"),
-            "--object-store-memory=200000000",
-        )
+        words = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=true", "--object-store-memory=200000000"]
+        words.append("--dashboard-host=0.0.0.0" if self._bridge else f"--dashboard-host={self._network}.2")
+        if not self._bridge:  # a folder of its own with a short name: sockets lie below it
+            self._shared = tempfile.mkdtemp(prefix="pb")
+            words.append(f"--temp-dir={self._shared}")
+        self._add(*words)
         self._until(lambda: self.alive() == 1, 60)
         for _ in range(workers):
             self.join()
@@ -212,12 +233,16 @@ class Cluster:
         for host in reversed(self._hosts):
             host.remove()
         self._hosts = []
-        subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
+        if self._bridge:
+            _ip("link", "del", self._bridge)
+        else:
+            shutil.rmtree(self._shared, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        _ip("link", "add", self._bridge, "type", "bridge")
-        _ip("addr", "add", f"{self.gateway}/24", "dev", self._bridge)
-        _ip("link", "set", self._bridge, "up")
+        if self._bridge:
+            _ip("link", "add", self._bridge, "type", "bridge")
+            _ip("addr", "add", f"{self.gateway}/24", "dev", self._bridge)
+            _ip("link", "set", self._bridge, "up")
         return self
 
     def __exit__(
