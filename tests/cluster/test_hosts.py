@@ -26,7 +26,7 @@ TRAINING = {
     "network.name": "timm/test_convnext",
     "network.image_size": "32",
     "training.run_id": "run",
-    "training.batch_size": "12",
+    "training.batch_size": "13",  # which two workers cannot share evenly
     "training.learning_rate": "0.002",
     "training.validation_fraction": "0.3",
     "training.precision": "fp32",
