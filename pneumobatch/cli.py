@@ -4,7 +4,10 @@ Exit codes: 0 done; 1 the job failed, or another start holds its run; 2 wrong us
 """
 
 import difflib
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,12 +56,16 @@ app = cyclopts.App(
 )
 
 JobFile = Annotated[Path | None, cyclopts.Parameter(name="JOB.toml", help="Job file (TOML).")]
+JobId = Annotated[str, cyclopts.Parameter(name="ID", help="Id of a submitted job, as submit and status tell it.")]
 
 
-def _job(factors: dict[str, Any] | None = None, **sections: Section) -> Job:
-    """Puts the sections together again as they were given, so that a preset only fills what was not."""
-    given = {name: section.model_dump(exclude_unset=True) for name, section in sections.items()}
-    return Job.model_validate({**given, "factors": factors} if factors else given)
+def _job(grid: Path | None = None, /, **sections: Section) -> Job:
+    """Puts the sections together again as they were given, so that a preset only fills what was not.
+
+    `grid` is the job file of an experiment: its factors have no flags and are read from there.
+    """
+    given: dict[str, Any] = {name: section.model_dump(exclude_unset=True) for name, section in sections.items()}
+    return Job.model_validate({**given, "factors": read_job(grid).get("factors", {})} if grid else given)
 
 
 def _show(*lines: "RenderableType") -> None:
@@ -131,9 +138,8 @@ def experiment(
 ) -> None:
     """Train every row of a grid as a Ray Tune trial, test them on the same films, and report with paired tests."""
     job = _job(
-        archive=archive, network=network, loss=loss, augmentation=augmentation, training=training,
+        job_file, archive=archive, network=network, loss=loss, augmentation=augmentation, training=training,
         experiment=experiment, evaluation=evaluation, output=output, cluster=cluster,
-        factors=read_job(job_file).get("factors") if job_file else None,
     )  # fmt: skip
     from pneumobatch.training.experiment import experiment as run
 
@@ -277,6 +283,65 @@ def doctor(
     return 0 if healthy else 1
 
 
+submit = cyclopts.App(
+    name="submit",
+    help="Run a verb as a job of a cluster, and follow it: submit VERB JOB.toml --cluster.address http://HEAD:8265.",
+)
+app.command(submit)
+
+
+def _submitted(verb: str, function: Callable[..., Any]) -> Callable[..., int]:
+    """The verb's own command line, of which a cluster makes a job."""
+
+    @functools.wraps(function)
+    def command(job_file: Path | None = None, /, **sections: Section) -> int:
+        from pneumobatch.submit import submit as run
+
+        if "experiment" not in sections:
+            return run(verb, _job(**sections), _sections(function))
+        return run(verb, _job(job_file, **sections), [*_sections(function), "factors"])
+
+    signature = inspect.signature(function)
+    options = {name: option for name, option in signature.parameters.items() if name != "cluster"}
+    cluster = inspect.Parameter("cluster", inspect.Parameter.KEYWORD_ONLY, default=Cluster(), annotation=Cluster)
+    command.__signature__ = signature.replace(parameters=[*options.values(), cluster])  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, "cluster": Cluster}
+    return command
+
+
+for _verb in (catalog, train, experiment, screen, evaluate, bench, doctor):
+    submit.command(_submitted(_verb.__name__, _verb), name=_verb.__name__)
+
+
+@app.command
+def status(
+    submission: Annotated[str | None, cyclopts.Parameter(name="ID", help="Id of a submitted job; none: all.")] = None,
+    /,
+    *,
+    cluster: Cluster = Cluster(),
+) -> None:
+    """Say how a submitted job stands, or list all that a cluster knows."""
+    from pneumobatch import submit
+
+    _show(*submit.listed(submit.status(submit.connect(cluster), submission)))
+
+
+@app.command
+def logs(submission: JobId, /, *, cluster: Cluster = Cluster()) -> int:
+    """Print a submitted job's log, follow it while it runs, and end with its exit code."""
+    from pneumobatch import submit
+
+    return submit.follow(submit.connect(cluster), submission)
+
+
+@app.command
+def cancel(submission: JobId, /, *, cluster: Cluster = Cluster()) -> None:
+    """Stop a submitted job; what it staged stays, and the same job submitted again goes on from there."""
+    from pneumobatch import submit
+
+    _show(f"{submission}: {submit.cancel(submit.connect(cluster), submission)}")
+
+
 def _unknown(data: dict[str, Any], model: type[BaseModel], path: str, file: Path) -> None:
     """Raises for the first key of a job file that no section knows, with the nearest one."""
     for key, value in data.items():
@@ -312,9 +377,11 @@ def run(arguments: list[str]) -> int:
             source = f"{path}: "
             Job.model_validate(data)  # the sections that this verb does not read are checked as well
             source = ""
-            read = {name: data[name] for name in _sections(arguments[0]) if name in data}
+            read = {name: data[name] for name in _sections(_function(arguments)) if name in data}
             # Below the verb: at the root cyclopts drops a section that is called as a verb is.
-            app.config = cyclopts.config.Dict({arguments[0]: read}, source=str(path))
+            for name in reversed(arguments[: 2 if arguments[0] == "submit" else 1]):
+                read = {name: read}
+            app.config = cyclopts.config.Dict(read, source=str(path))
         else:
             app.config = None
         code = app(arguments)
@@ -349,12 +416,23 @@ def run(arguments: list[str]) -> int:
 
 
 def _job_word(arguments: list[str]) -> str | None:
-    """The word of a command line that names the job file: the first after the verb, and for `verify` after its RUN."""
-    place = 2 if arguments[:1] == ["verify"] else 1
+    """The word of a command line that names the job file: the first after the verb, and after `verify RUN`."""
+    place = 2 if arguments[:1] in (["verify"], ["submit"]) else 1
     words = arguments[1 : place + 1]
-    return (
-        words[-1] if len(words) == place and not any(w.startswith("-") for w in words) and arguments[0] in app else None
-    )
+    if len(words) < place or any(word.startswith("-") for word in words):
+        return None
+    function = _function(arguments)
+    return words[-1] if function and "job_file" in inspect.signature(function).parameters else None
+
+
+def _function(arguments: list[str]) -> Callable[..., Any] | None:
+    """What a command line calls, if there is such a verb."""
+    found = app
+    for word in arguments[: 2 if arguments[:1] == ["submit"] else 1]:
+        if word not in found:
+            return None
+        found = found[word]
+    return found.default_command
 
 
 def _with_joined_booleans(arguments: list[str]) -> list[str]:
@@ -368,8 +446,7 @@ def _with_joined_booleans(arguments: list[str]) -> list[str]:
     return joined
 
 
-def _sections(verb: str) -> list[str]:
-    function = app[verb].default_command
+def _sections(function: Callable[..., Any] | None) -> list[str]:
     assert function is not None
     return [name for name in function.__annotations__ if name in Job.model_fields]
 

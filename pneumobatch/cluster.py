@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pneumobatch.config import Cluster
 
@@ -19,14 +20,31 @@ _ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What the engine offers to jobs."""
+class Node(NamedTuple):
+    """What one machine offers."""
 
     cpus: float
     gpus: float
-    nodes: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the engine offers to jobs at the moment."""
+
+    nodes: tuple[Node, ...]
+    """Machines that take work: a cluster's head without CPUs is none of them."""
     local: bool
+    """An engine embedded in this process, not a cluster."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
 
 def machine_cpus() -> int:
@@ -58,6 +76,13 @@ def engine(config: Cluster) -> Iterator[Resources]:
 
     started = not ray.is_initialized()
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        # The job file that was submitted names the cluster's job server; the job itself is told where it runs.
+        address = os.environ.get("RAY_ADDRESS", address)
+        if address.startswith("http"):
+            raise ValueError(
+                f"cluster.address: {address} is a cluster's job server; pneumobatch submit VERB starts the verb there"
+            )
     with _native_noise_in_log():
         yield from _run(config, address, started=started)
 
@@ -80,12 +105,19 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
         )
     _quiet()
     try:
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
-        yield Resources(cpus=total.get("CPU", 0), gpus=total.get("GPU", 0), nodes=nodes, local=not address)
+        yield offered(local=not address)
     finally:
         if started:
             ray.shutdown()
+
+
+def offered(*, local: bool) -> Resources:
+    """Counts what the connected engine has now: workers of an autoscaled cluster come and go."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
+    return Resources(tuple(node for node in nodes if node.cpus), local)
 
 
 def _quiet() -> None:

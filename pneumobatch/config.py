@@ -354,7 +354,12 @@ class Cluster(Section):
     """The Ray engine a job runs on."""
 
     address: str | None = None
-    """Ray address to attach to (`auto`, ray://… or HOST:PORT); unset: RAY_ADDRESS, else an embedded local engine."""
+    """Ray address to attach to (`auto`, ray://… or HOST:PORT); unset: RAY_ADDRESS, else an embedded local engine.
+    For submit, status, logs and cancel: http://HEAD:8265, the cluster's job server."""
+    runtime: Literal["image", "package"] = "image"
+    """Submitted jobs run the pneumobatch of the cluster's image, or this one's code, sent along, in that image."""
+    shared_paths: tuple[Uri, ...] = ()
+    """Folders that every node of the cluster mounts at the same place: submitted jobs may name paths below them."""
     num_cpus: Annotated[int, Field(ge=0)] = 0
     """CPUs of the local engine; 0: all that this process may use."""
     object_store_gb: Annotated[float, Field(ge=0)] = 0

@@ -59,7 +59,9 @@ class Rule:
 class FaultProxy:
     """See the module. `start` returns when the port answers; the proxy runs in a thread of its own."""
 
-    def __init__(self, upstream: str, rules: Sequence[Rule] = (), *, seed: int = 0, port: int = 0) -> None:
+    def __init__(
+        self, upstream: str, rules: Sequence[Rule] = (), *, seed: int = 0, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         target = urlsplit(upstream)
         self.upstream = upstream
         self.unconditional = False
@@ -67,7 +69,7 @@ class FaultProxy:
         self.rules = list(rules)
         self.injected: Counter[str] = Counter()
         self._dice = random.Random(seed)
-        self._port = port
+        self._host, self._port = host, port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._server: asyncio.Server | None = None
@@ -76,7 +78,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def start(self) -> Self:
         self._thread.start()
@@ -108,7 +110,7 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=1 << 20)
+        self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=1 << 20)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:

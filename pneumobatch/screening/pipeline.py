@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -80,8 +81,9 @@ def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, 
 
 def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, started: float) -> dict[str, Any]:
     """Scores and stages what is to do; returns facts for the run's record."""
-    wanted = decide(run.job.screening, uri, run.bundle, resources.gpus > 0, len(run.catalogue))
+    wanted = decided(run.job.screening, uri, run.bundle, resources, len(run.catalogue))
     plan = Plan(**run.plan(asdict(wanted)))
+    resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
     if plan.device == "cuda" and not resources.gpus:
         raise ValueError(
             f"screening.run_id: {run.run_id} was started on GPUs and the engine has none now; a GPU's and a CPU's "
@@ -97,7 +99,7 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
                 first, head = now, done
             advance(done, f"{(done - head) / (now - first):.0f} images/s" if now - first > 5 else "")
     return {
-        "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": resources.nodes},
+        "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": len(resources.nodes)},
         "seconds_to_first_prediction": round(first, 2),
     }
 
@@ -124,8 +126,6 @@ def score(
     rows = films.select(["image_id", "uri", "version"]).combine_chunks()
     block = block_images(job.screening, len(rows), gpu)
     chunks = [rows.slice(start, block) for start in range(0, len(rows), block)]
-    scorers = job.screening.scorers or int(resources.gpus or resources.cpus) or 1
-    scorers = min(scorers, len(chunks))
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
 
     def decode(chunk: pa.Table) -> pa.Table:
@@ -136,16 +136,37 @@ def score(
         .map_batches(decode, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
             scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
-            compute=ActorPoolStrategy(size=scorers), **per_scorer,
+            compute=pool(job.screening, resources, len(chunks)), **per_scorer,
         )
     )  # fmt: skip
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def pool(config: Screening, resources: cluster.Resources, blocks: int) -> ActorPoolStrategy:
+    """One scorer a GPU, or a CPU where there are none; on a cluster as many as come: a node that joins is used, and
+    one that goes is not waited for."""
+    there = min(config.scorers or int(resources.gpus or resources.cpus) or 1, blocks)
+    if config.scorers or resources.local:
+        return ActorPoolStrategy(size=there)
+    return ActorPoolStrategy(min_size=1, initial_size=there, max_size=blocks)
 
 
 def block_images(config: Screening, images: int, gpu: bool) -> int:
     """Images a block: a block costs the engine 8 ms and the driver 50 KB whatever it holds, so that a long archive has
     larger ones. On accelerators pictures travel between stages, at 50 KB each."""
     return config.block_images or min(max(images // BLOCKS, 64), 256 if gpu else 4096)
+
+
+def decided(config: Screening, uri: str, bundle: bundles.Bundle, resources: cluster.Resources, images: int) -> Plan:
+    """Decides how a run scores where it will score: a cluster's driver may sit on other hardware than its scorers."""
+    gpu = resources.gpus > 0
+    if resources.local:
+        return decide(config, uri, bundle, gpu, images)
+    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(decide)
+    try:
+        return ray.get(task.remote(config, uri, bundle, gpu, images))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:

@@ -70,11 +70,15 @@ class Shard:
     rank: int
     world: int
 
+    def batch(self, count: int, wanted: int) -> int:
+        """Films of a global batch: fewer than wanted where there are fewer films."""
+        return min(wanted, count // self.world * self.world)
+
     def batches(self, count: int, batch: int, seed: int, epoch: int) -> Iterator[tuple[int, Tensor]]:
         """Yields (step, this rank's rows); every rank yields equally often, whatever the number of films."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(count, generator=generator)
-        batch = min(batch, count // self.world * self.world)
+        batch = self.batch(count, batch)
         for step in range(count // batch):
             yield step, order[step * batch : (step + 1) * batch][self.rank :: self.world]
 
@@ -140,18 +144,20 @@ class Trainer:
         self.model.train()
         started, seen, total = time.perf_counter(), 0, torch.zeros((), device=self.device)
         steps = max(len(films) // min(plan.batch_size, len(films)), 1)
+        whole = self.shard.batch(len(films), plan.batch_size)
         rate = 0.0
         for step, rows in self.shard.batches(len(films), plan.batch_size, plan.seed, self.epoch):
             rate = learning_rate(self.job, self.epoch + step / steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
-            fate = augment.draw(self.job.augmentation, len(rows) * self.shard.world, generator)
+            fate = augment.draw(self.job.augmentation, whole, generator)
             fate = fate[self.shard.rank :: self.shard.world].to(self.device)
             pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
             loss = self.loss(self.logits(self.model, pixels), films.labels[rows].to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            # DDP takes the mean over workers; where a batch does not divide evenly, a larger part counts for more.
+            (loss * (len(rows) * self.shard.world / whole)).backward()
             if plan.gradient_clip:
                 nn.utils.clip_grad_norm_(self.network.parameters(), plan.gradient_clip)
             self.optimizer.step()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def train(job: Job) -> Trained:
     with cluster.engine(job.cluster) as resources:
         training = decode(job, usable.filter(pa.array(~held)), cache_size(job), "decode training films")
         validation = decode(job, usable.filter(pa.array(held)), job.network.image_size, "decode validation films")
-        state, logits = _fit(job, resources, training, validation, run_id, staging)
+        there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
+        state, logits = _fit(job, there, training, validation, run_id, staging)
     data = _data(films, usable, training, validation)
     fingerprint = _fingerprint(job, films)
     seconds = time.time() - started
@@ -164,8 +166,7 @@ def _fit(
         raise ValueError("archive: too few readable films of a class are left for training and validation")
     most = max(plan.workers)
     gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu
-    cpus = plan.cpus_per_worker or (resources.cpus / resources.nodes if resources.nodes > 1 else resources.cpus / most)
-    cpus = max(int(cpus), 1) if cpus >= 1 else cpus
+    cpus = plan.cpus_per_worker or _cpus_per_worker(resources, plan.workers, gpu)
     where, path = storage.filesystem(storage.join(staging, "train"))
     config: dict[str, Any] = {
         "job": job,
@@ -212,6 +213,21 @@ def _fit(
     with result.checkpoint.as_directory() as folder:
         last = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
     return {**state, "history": last["history"]}, logits
+
+
+def _cpus_per_worker(resources: cluster.Resources, workers: tuple[int, ...], gpu: bool) -> float:
+    """Divides the local machine's CPUs among all workers, a GPU node's among its GPUs, and otherwise those of the
+    cluster's smallest node among the workers that it must hold.
+
+    An elastic range on a cluster counts with its least: more workers come with more nodes.
+    """
+    if resources.local:
+        share = resources.cpus / max(workers)
+        return share if share < 1 else int(share)
+    if gpu:
+        return max(min((node.cpus // node.gpus for node in resources.nodes if node.gpus), default=1), 1)
+    each = math.ceil(min(workers) / max(len(resources.nodes), 1))
+    return max(min((node.cpus for node in resources.nodes), default=1) // each, 1)
 
 
 def _told(row: dict[str, float]) -> str:

@@ -1,0 +1,49 @@
+"""How a job divides what a cluster has; no engine is needed to decide it."""
+
+import pytest
+
+from pneumobatch.cluster import Node, Resources
+from pneumobatch.config import Screening
+from pneumobatch.screening.pipeline import pool
+from pneumobatch.training.trainer import _cpus_per_worker
+
+
+@pytest.mark.parametrize(
+    ("nodes", "local", "workers", "gpu", "cpus"),
+    [
+        ([(8, 0)], True, (2,), False, 4),
+        ([(2, 0)], True, (1, 4), False, 0.5),
+        ([(8, 0), (8, 0)], False, (2,), False, 8),
+        ([(8, 0), (8, 0)], False, (4,), False, 4),
+        ([(8, 0), (64, 0)], False, (2,), False, 8),  # what fits the smallest fits everywhere
+        ([(4, 0), (4, 0), (4, 0)], False, (1, 4), False, 4),  # a fourth comes with a fourth node
+        ([(1, 0)], False, (4,), False, 1),  # waits for nodes that an autoscaler brings
+        ([], False, (4,), False, 1),
+        ([(4, 0), (16, 2)], False, (2,), True, 8),
+    ],
+)
+def test_workers_fit_the_nodes(
+    nodes: list[tuple[float, float]], local: bool, workers: tuple[int, ...], gpu: bool, cpus: float
+) -> None:
+    resources = Resources(tuple(Node(*node) for node in nodes), local)
+    assert _cpus_per_worker(resources, workers, gpu) == cpus
+
+
+@pytest.mark.parametrize(
+    ("nodes", "local", "scorers", "sizes"),
+    [
+        ([(8, 0)], True, 0, (8, 8, 8)),
+        ([(8, 0)], True, 3, (3, 3, 3)),
+        ([(8, 0), (4, 0)], False, 0, (1, 12, 20)),
+        ([(8, 1), (4, 0)], False, 0, (1, 1, 20)),
+        ([(64, 0)], False, 0, (1, 20, 20)),  # no more scorers than blocks
+        ([], False, 0, (1, 1, 20)),
+        ([], False, 8, (8, 8, 8)),
+    ],
+)
+def test_scorers_follow_the_nodes(
+    nodes: list[tuple[float, float]], local: bool, scorers: int, sizes: tuple[int, int, int]
+) -> None:
+    resources = Resources(tuple(Node(*node) for node in nodes), local)
+    found = pool(Screening(scorers=scorers), resources, 20)
+    assert (found.min_size, found.initial_size, found.max_size) == sizes
