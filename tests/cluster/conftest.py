@@ -11,8 +11,8 @@ import pytest
 
 from pneumobatch import storage
 from tests import ceph as ceph_store
+from tests.ceph import environment
 from tests.cluster import hosts
-from tests.conftest import s3_environment
 from tests.faults import FaultProxy
 
 
@@ -49,7 +49,7 @@ def site(ceph: ceph_store.Ceph, tmp_path_factory: pytest.TempPathFactory) -> Ite
         hosts.Cluster(tmp_path_factory.mktemp("hosts")) as cluster,
         FaultProxy(ceph.url, host=cluster.gateway) as store,
     ):
-        cluster.boot(3, s3_environment(store.url, ceph.access_key, ceph.secret_key))
+        cluster.boot(3, environment(store.url, ceph.access_key, ceph.secret_key))
         mine = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
         yield Site(cluster, store, mine | cluster.environment)
 
