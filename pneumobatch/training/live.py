@@ -79,11 +79,14 @@ class Live(ray.tune.Callback):
         return f"{ended}/{len(self.trials)} trials"
 
     def _table(self) -> Table:
-        table = Table("row", "protocol", "seed", "", "validation", caption=self._counts(), box=None, pad_edge=False)
+        table = Table("row", "protocol", "seed", "", caption=self._counts(), box=None, pad_edge=False)
+        for name in ("loss", "AUROC", "images/s"):
+            table.add_column(name, justify="right")
         for key in [*self.states][-SHOWN:]:
-            trial = self.trials[key]
-            told = _told(self.states[key][1]).removeprefix(", ")
-            table.add_row(Text(trial.row), trial.protocol, str(trial.seed), self._epochs(key), told)
+            trial, figures = self.trials[key], self.states[key][1]
+            numbers = ("train_loss", "{:.3f}"), ("auroc", "{:.3f}"), ("images_per_second", "{:.0f}")
+            cells = [shape.format(figures[name]) for name, shape in numbers] if figures else []
+            table.add_row(Text(trial.row), trial.protocol, str(trial.seed), self._epochs(key), *cells)
         return table
 
 
