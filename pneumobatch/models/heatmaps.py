@@ -45,14 +45,17 @@ def heat_maps(network: Classifier, pixels_B1SS: Tensor) -> HeatMaps:
     module, channels = _last_feature_map(network.backbone)
     with torch.enable_grad(), _caught(module) as features, _spatial_gates(network, gates):
         logits_B2 = network(pixels_B1SS)
-        map_ = features[0]
-        if map_.ndim != 4:
+        if features[0].ndim != 4:
             raise NoFeatureMapError("the network has no feature map with rows and columns")
-        (gradient,) = torch.autograd.grad((logits_B2[:, 1] - logits_B2[:, 0]).sum(), map_)
-    axis = 1 if channels in {None, map_.shape[1]} else 3  # Swin's maps end in their channels
-    evidence = (gradient * map_).sum(axis).detach()
+        gradients = torch.autograd.grad((logits_B2[:, 1] - logits_B2[:, 0]).sum(), features)
+    axis = 1 if channels in {None, features[0].shape[1]} else 3  # Swin's maps end in their channels
+    # A network that scores the mirror image as well has two of everything, the film's first.
+    parts = [(gradient * map_).sum(axis).detach() for gradient, map_ in zip(gradients, features, strict=True)]
+    evidence = torch.stack([part.flip(2) if i else part for i, part in enumerate(parts)]).sum(0)
+    upright = len(gates) // len(features)
     size = pixels_B1SS.shape[-1]
-    gate_BSS = torch.stack([_stretched(gate, size) for gate in gates]).mean(0) if gates else None
+    lit = [_stretched(gate.flip(2) if i >= upright else gate, size) for i, gate in enumerate(gates)]
+    gate_BSS = torch.stack(lit).mean(0) if lit else None
     return HeatMaps(_stretched(evidence, size), gate_BSS, (evidence.shape[1], evidence.shape[2]))
 
 

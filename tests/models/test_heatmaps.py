@@ -34,6 +34,16 @@ def test_a_feature_map_of_one_cell_is_the_margin_everywhere() -> None:
     torch.testing.assert_close(found.evidence_BSS, expected[:, None, None].expand(-1, 32, 32), rtol=1e-3, atol=1e-5)
 
 
+def test_a_network_that_scores_the_mirror_image_as_well_has_one_map_of_both() -> None:
+    films = torch.rand(2, 1, 32, 32)
+    classifier = network("side_branch_net", 32, mirrored=True)
+    found, mirrored = heat_maps(classifier, films), heat_maps(classifier, films.flip(3))
+    expected = margin(classifier, films, classifier.backbone.fc)
+    torch.testing.assert_close(found.evidence_BSS.sum((1, 2)), expected, rtol=1e-3, atol=1e-5)
+    for map_, other in ((found.evidence_BSS, mirrored.evidence_BSS), (found.gate_BSS, mirrored.gate_BSS)):
+        torch.testing.assert_close(map_.flip(2), other, rtol=1e-3, atol=1e-6)
+
+
 def test_a_film_has_the_maps_that_it_has_alone_and_the_network_keeps_its_answer() -> None:
     classifier, films = network("attention_resnet18", 64), torch.rand(3, 1, 64, 64)
     before = classifier(films)
