@@ -86,8 +86,9 @@ class Host:
         command = ["setpriv", "--pdeathsig", "KILL"]
         if self._isolated:
             script = (
-                "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && "
-                'cd /tmp && exec "$@"'
+                "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && cd /tmp && "
+                f"printf '127.0.0.1 localhost\\n{self.address} %s\\n' $0 > hosts && mount --bind hosts /etc/hosts && "
+                'exec "$@"'
             )
             command += ["ip", "netns", "exec", self.name]
             command += ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
