@@ -17,7 +17,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a hospital's machine leaves it
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # for filesystems that travel to workers; see storage
 }
+"""What every process of an engine runs with; a cluster's workers do not inherit it and are sent it."""
 
 
 class Node(NamedTuple):
@@ -92,7 +94,13 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
 
     if started and address:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            variables = {key: os.environ[key] for key in _ENVIRONMENT}
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": variables},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except ConnectionError as error:
             raise ValueError(f"cluster.address: no Ray cluster answers at {address}: {error}") from None
     elif started:

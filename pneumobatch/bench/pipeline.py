@@ -52,7 +52,7 @@ def pipeline(request: Request, _: Ready) -> Facts:
                 else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, resources.gpus > 0)
             )
             films = _catalogue(repeated(request, max(request.images, least)))
-            plan = screening.decide(config, uri, bundle, resources.gpus > 0, len(films))
+            plan = screening.decided(config, uri, bundle, resources, len(films))
             run = Run(job, bundle)
             for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):
                 run.stage(rows)

@@ -126,7 +126,7 @@ def engine(job: Job) -> Findings:
     try:
         _knock(address)
         with cluster.engine(job.cluster) as there:
-            yield Finding("Ray", f"{address}: {there.nodes} nodes, {there.cpus:g} CPUs, {there.gpus:g} GPUs")
+            yield Finding("Ray", f"{address}: {len(there.nodes)} nodes, {there.cpus:g} CPUs, {there.gpus:g} GPUs")
             yield _cluster_versions()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: another version of Ray or Python
         yield Finding("Ray", f"{address}: {error}", "problem", remedy)

@@ -25,16 +25,17 @@ class Site:
     """What the hosts reach the store through: it can be made slow."""
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *words: str, url: str = "", **environment: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, url: str = "", cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
         """Starts a command line of pneumobatch at the user's machine."""
         command = [sys.executable, "-m", "pneumobatch", *words, "--cluster.address", url or self.cluster.url]
         return subprocess.Popen(
-            command, env=self.environment | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, cwd=cwd, env=self.environment | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
-    def run(self, *words: str, url: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs it to its end."""
-        process = self.start(*words, url=url, **environment)
+        process = self.start(*words, cwd=cwd, **environment)
         try:
             out, err = process.communicate(timeout=150)
         finally:

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,11 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])
+
+
 class Host:
     """One host and the `ray start` that runs on it; without a bridge it is no more than a Ray node."""
 
@@ -86,8 +92,9 @@ class Host:
         command = ["setpriv", "--pdeathsig", "KILL"]
         if self._isolated:
             script = (
-                "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && "
-                'cd /tmp && exec "$@"'
+                "mount -t tmpfs tmpfs /tmp && mount -t tmpfs -o size=1g tmpfs /dev/shm && hostname $0 && cd /tmp && "
+                f"printf '127.0.0.1 localhost\\n{self.address} %s\\n' $0 > hosts && mount --bind hosts /etc/hosts && "
+                'exec "$@"'
             )
             command += ["ip", "netns", "exec", self.name]
             command += ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -152,6 +159,7 @@ class Cluster:
         self._settings: dict[str, str] = {}
         self._hosts: list[Host] = []
         self._shared = ""
+        self._port = 6379 if self._bridge else _free_port()
 
     @property
     def gateway(self) -> str:
@@ -179,20 +187,25 @@ class Cluster:
     def boot(self, workers: int, environment: dict[str, str]) -> None:
         """Starts the head and so many workers, with these variables on every host; returns when all are there."""
         self._settings = environment
-        words = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=true", "--object-store-memory=200000000"]
-        words.append("--dashboard-host=0.0.0.0" if self._bridge else f"--dashboard-host={self._network}.2")
-        if not self._bridge:  # a folder of its own with a short name: sockets lie below it
+        words = ["--head", f"--port={self._port}", "--num-cpus=0", "--object-store-memory=200000000"]
+        words += ["--include-dashboard=true", "--dashboard-host=0.0.0.0"]
+        if not self._bridge:  # ports and folder beside those of other engines; sockets lie below it: a short name
             self._shared = tempfile.mkdtemp(prefix="pb")
-            words.append(f"--temp-dir={self._shared}")
+            words[-1] = f"--dashboard-host={self._network}.2"
+            words += [f"--temp-dir={self._shared}", f"--ray-client-server-port={_free_port()}"]
         self._add(*words)
-        self._until(lambda: self.alive() == 1, 60)
+        self._until(lambda: self.alive() == 1, 90)
         for _ in range(workers):
             self.join()
+            if not self._bridge:  # in one folder they take each other's sockets when they start at once
+                self.wait()
         self.wait()
 
     def join(self) -> Host:
         """Starts one more worker; returns at once."""
-        return self._add(f"--address={self.head.address}:6379", "--num-cpus=1", "--object-store-memory=150000000")
+        return self._add(
+            f"--address={self.head.address}:{self._port}", "--num-cpus=1", "--object-store-memory=150000000"
+        )
 
     def _add(self, *words: str) -> Host:
         number = len(self._hosts)
@@ -203,7 +216,7 @@ class Cluster:
         host.start(paths | ENVIRONMENT | self._settings | {"RAY_AUTH_TOKEN": self._token}, *words)
         return host
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 90) -> None:
         """Waits until the cluster knows of every host that runs, and of no other."""
         self._until(lambda: self.alive() == 1 + len(self.workers), seconds)
 

@@ -1,5 +1,6 @@
 """Verbs as jobs of a cluster with a token: ids, exit codes, logs over lost connections, and what travels."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -34,7 +35,7 @@ def test_a_job_ends_with_its_log_and_exit_code(site: Site, archive: str, films: 
     shutil.copytree(Path(cli.__file__).parent, copy)
     text = (copy / "cli.py").read_text()
     (copy / "cli.py").write_text(text.replace("byte-identical copies", "copies, said another code"))
-    second = site.run(*words(archive, "--cluster.runtime", "package"), PYTHONPATH=str(tmp_path))
+    second = site.run(*words(archive, "--cluster.runtime", "package"), cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert second.stderr.startswith(f"submitted {submission}-2 to ")
     assert "copies, said another code" in second.stdout  # the package travelled to where the image has another
 
@@ -101,17 +102,16 @@ class Relay:
 
     @staticmethod
     def _pass(one: socket.socket, other: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):  # dropped
             while data := one.recv(65536):
                 other.sendall(data)
             other.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def drop(self) -> None:
         self.refusing = True
         for one in self._open:
-            one.close() if one.fileno() < 0 else one.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # closed before
+                one.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_lost_connection_does_not_lose_the_job(site: Site, archive: str) -> None:
