@@ -197,6 +197,14 @@ def test_what_cannot_run_there_is_refused_here(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["submit"], ["submit", "screen"], ["status"], ["logs"], ["cancel"]])
+def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*verb, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"pneumobatch {' '.join(verb)}" in told
+    assert "--cluster.address" in told
+
+
 def test_a_job_servers_address_is_not_an_engines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

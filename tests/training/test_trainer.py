@@ -136,7 +136,8 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
         history = tmp_path / "_staging" / "run" / "history.json"
         while not history.exists():
             time.sleep(0.05)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        ours = psutil.Process().children(recursive=True)
+        workers = [process for process in ours if "RayTrainWorker" in process.name() + " ".join(process.cmdline())]
         if workers:
             killed.append(workers[0].pid)
             workers[0].kill()
