@@ -80,6 +80,8 @@ def test_pandas(tree: Tree) -> None:
     found = run("pandas", tree)
     assert as_rows(list(found["latest"][KEY].itertuples(index=False, name=None))) == tree.latest()
     assert as_rows(found["counts"].fetchall()) == by_status(tree)
+    files = (tree.root / "predictions").rglob("*.parquet")
+    assert len(found["everything"]) == sum(pq.ParquetFile(file).metadata.num_rows for file in files)
 
 
 def test_polars(tree: Tree) -> None:
