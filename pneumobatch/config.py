@@ -73,8 +73,8 @@ class Archive(Section):
     patients: Literal["auto", "kermany", "none"] = "auto"
     """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found)."""
     roots: tuple[Uri, ...] = ()
-    """Folders or prefixes that a manifest may point into; default: a Parquet manifest's own folder. An S3 inventory needs
-    them."""
+    """Folders or prefixes that a manifest may point into; default: a Parquet manifest's own folder. An S3 inventory
+    needs them."""
     bytes_column: str = "bytes"
     """Parquet archives: column with the encoded image."""
     uri_column: str = "uri"
