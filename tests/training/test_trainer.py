@@ -136,8 +136,9 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
         history = tmp_path / "_staging" / "run" / "history.json"
         while not history.exists():
             time.sleep(0.05)
-        ours = psutil.Process().children(recursive=True)
-        workers = [process for process in ours if "RayTrainWorker" in process.name() + " ".join(process.cmdline())]
+        ours = {child.pid for child in psutil.Process().children(recursive=True)}
+        found = psutil.process_iter(["cmdline"])  # which passes over what ends meanwhile
+        workers = [p for p in found if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
         if workers:
             killed.append(workers[0].pid)
             workers[0].kill()
