@@ -1,5 +1,6 @@
 # make demo   the whole way on synthetic films        make test   the test suite
 # make style  format, lint, types, import floors       make check  style and tests
+# make hosts  training and screening over three hosts, some of which are lost
 # make chaos  N trials of kills and failing stores (N=100 takes about an hour and a half on two cores)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check style chaos clean
+.PHONY: demo test check style chaos hosts clean
 
 demo: $(STAMP)
 	$(BIN)/pneumobatch demo
@@ -20,6 +21,9 @@ check: style test
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --trials $(N)
+
+hosts: $(STAMP)
+	PNEUMOBATCH_TEST_HOSTS=1 $(BIN)/python -m pytest tests/cluster/test_hosts.py
 
 style: $(STAMP)
 	$(BIN)/ruff check .
