@@ -72,17 +72,12 @@ def _alone(one: Scored, options: Evaluation) -> dict[str, Any]:
     counts = metrics.count(one.labels, one.calls)
     row = one.facts | {"tp": counts.tp, "fp": counts.fp, "tn": counts.tn, "fn": counts.fn, "test_films": counts.total}
     for rate in metrics.RATES:
-        row |= {rate: counts.rate(rate)} | _bounds(rate, counts.interval(rate))
+        row |= {rate: counts.rate(rate)} | metrics.bounds(rate, counts.interval(rate))
     for name, value in metrics.over_thresholds(one.labels, one.probabilities, options.bins).items():
         about = value if name == "ece" else None
-        row |= {name: value} | _bounds(name, metrics.percentile(one.draws[name], about))
-    row |= _bounds("auroc_delong", metrics.delong_interval(one.labels, one.probabilities))
-    return row | _bounds("accuracy_patients", metrics.percentile(one.draws["accuracy"]))
-
-
-def _bounds(name: str, interval: metrics.Interval | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+        row |= {name: value} | metrics.bounds(name, metrics.percentile(one.draws[name], about))
+    row |= metrics.bounds("auroc_delong", metrics.delong_interval(one.labels, one.probabilities))
+    return row | metrics.bounds("accuracy_patients", metrics.percentile(one.draws["accuracy"]))
 
 
 def _partner(one: Scored, scored: Sequence[Scored], baseline: str) -> Scored | None:
@@ -117,7 +112,7 @@ def _differences(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
         interval = None
         if draws.size and np.ptp(draws) > 1e-12:  # a width of 0 would claim certainty
             interval = tuple(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
-        found |= {f"{name}_difference": float(np.mean(values))} | _bounds(f"{name}_difference", interval)  # type: ignore[arg-type]
+        found |= {f"{name}_difference": float(np.mean(values))} | metrics.bounds(f"{name}_difference", interval)  # type: ignore[arg-type]
     return found
 
 
@@ -151,10 +146,10 @@ def _means(rows: Sequence[Mapping[str, Any]], scored: Sequence[Scored], baseline
             mean[name] = float(np.mean(known)) if known else None
         for name in metrics.STATISTICS:
             draws = np.mean([one.draws[name] for one in group], axis=0)
-            mean |= _bounds(name, metrics.percentile(draws, mean[name] if name == "ece" else None))
+            mean |= metrics.bounds(name, metrics.percentile(draws, mean[name] if name == "ece" else None))
         accuracy = np.mean([one.draws["accuracy"] for one in group], axis=0)
         interval = metrics.percentile(accuracy)
-        mean |= _bounds("accuracy", interval) | _bounds("accuracy_patients", interval)
+        mean |= metrics.bounds("accuracy", interval) | metrics.bounds("accuracy_patients", interval)
         pairs = [(one, base) for one in group if (base := _partner(one, scored, baseline))]
         means.append(mean | (_differences(pairs) if pairs else {}))
     return means

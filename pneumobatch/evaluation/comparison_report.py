@@ -1,10 +1,9 @@
 """The results of an experiment → one self-contained HTML page, and a table for a terminal of 80 columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 from rich import box
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from pneumobatch import config
 from pneumobatch.evaluation.figures import three
+from pneumobatch.evaluation.page import template
 
 ORDER = {"mean": 0, "done": 1, "stopped": 2, "failed": 3, "not_run": 4}
 """A row's lines: the mean of its seeds first."""
@@ -30,18 +30,11 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         told: How each protocol that ran divided the films, in words.
     """
     rows = results.to_pylist()
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pneumobatch", "evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "rate": three, "span": _span, "signed": _signed, "chance": _chance, "quantity": _quantity,
     }  # fmt: skip
     trials = [row for row in rows if row["status"] != "mean"]
-    return environment.get_template("experiment.html.j2").render(
+    return template("experiment.html.j2", filters).render(
         job=job,
         baseline=baseline,
         protocols=[_protocol(name, list(group), told.get(name, "")) for name, group in _protocols(rows)],

@@ -1,11 +1,10 @@
 """Summary and predictions → one self-contained HTML page without scripts, network or identity."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +13,7 @@ from markupsafe import Markup
 from pneumobatch import config, metrics, storage, tables
 from pneumobatch.evaluation import drift, figures
 from pneumobatch.evaluation.explained import Explained, embedded
+from pneumobatch.evaluation.page import template
 from pneumobatch.evaluation.summary import Scored, scored, statuses
 
 LINEAGE = (
@@ -88,17 +88,10 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
     overall = rows[0]
     certain = summary.filter(pc.equal(summary["threshold_kind"], "certain")).slice(0, 1).to_pylist()
     films = scored(predictions)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pneumobatch", "evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "rate": figures.three, "span": _span, "number": _number, "moment": _moment, "mean": _mean, "change": _change,
     }  # fmt: skip
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2", filters).render(
         record=record,
         overall=overall,
         options=options,

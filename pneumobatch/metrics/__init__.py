@@ -40,7 +40,7 @@ from pneumobatch.metrics.curves import (
     over_thresholds,
     reliability,
 )
-from pneumobatch.metrics.intervals import bootstrap, delong, delong_interval, enough_resamples, percentile
+from pneumobatch.metrics.intervals import bootstrap, bounds, delong, delong_interval, enough_resamples, percentile
 from pneumobatch.metrics.paired import Difference, McNemar, delong_paired, mcnemar
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bootstrap",
+    "bounds",
     "brier",
     "choose_threshold",
     "confusion",

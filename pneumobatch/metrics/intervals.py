@@ -144,3 +144,9 @@ def percentile(draws: Floats, about: float | None = None) -> Interval | None:
     shift = 0.0 if about is None else about - draws.mean()
     low, high = np.clip(np.percentile(draws, [2.5, 97.5]) + shift, 0, 1)
     return float(low), float(high)
+
+
+def bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Returns an interval as a table's columns `<name>_low` and `<name>_high`; None is NULL in both."""
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}

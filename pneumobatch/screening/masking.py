@@ -81,10 +81,10 @@ def measure(
     rows: list[dict[str, Any]] = []
     for name, values in found.items():
         row = head | {"region": name, "films": len(values), **_rates(known, values, threshold)}
-        row |= _bounds("auroc", metrics.percentile(draws[name]))
+        row |= metrics.bounds("auroc", metrics.percentile(draws[name]))
         if name != "none":
             row |= _changes(row, rows[0], values, found["none"], threshold)
-            row |= _bounds("auroc_change", _difference(draws[name], draws["none"]))
+            row |= metrics.bounds("auroc_change", _difference(draws[name], draws["none"]))
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=tables.masking_schema())
 
@@ -103,7 +103,7 @@ def _rates(known: Scored, values: metrics.Floats, threshold: float) -> dict[str,
         "negatives": counts.negatives,
         "auroc": metrics.auroc(known.labels, values),
         **{name: counts.rate(name) for name in ("accuracy", "sensitivity", "specificity")},
-        **_bounds("accuracy", counts.interval("accuracy")),
+        **metrics.bounds("accuracy", counts.interval("accuracy")),
     }
 
 
@@ -116,11 +116,6 @@ def _changes(
         "changed_calls": int(np.count_nonzero((values >= threshold) != (before >= threshold))),
         "mean_change": float(np.abs(values - before).mean()),
     }
-
-
-def _bounds(name: str, interval: metrics.Interval | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _difference(after: metrics.Floats, before: metrics.Floats) -> metrics.Interval | None:

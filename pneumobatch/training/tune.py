@@ -114,8 +114,7 @@ def run(
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
     """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
     share = resources.cpus / (max(resources.gpus, 1) if gpu else job.experiment.concurrent)
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return max(int(min(share, max(node["Resources"].get("CPU", 0) for node in nodes))), 1)
+    return max(int(min(share, max((node.cpus for node in resources.nodes), default=1))), 1)
 
 
 def _own(trial: Trial) -> str:
