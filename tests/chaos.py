@@ -47,6 +47,9 @@ STARTS = 6
 PATIENCE = 300.0
 """Seconds after which a start counts as hung."""
 OUTAGE_SECONDS = 60.0
+ORPHANED_SECONDS = 90.0
+"""Seconds after which what is left of an engine counts as lost: when all of Ray dies at once, its two agents look for
+the dead control store for up to a minute before they end."""
 
 
 @dataclass
@@ -136,22 +139,21 @@ def victims(kind: str, driver: int) -> list[psutil.Process]:
 
 
 def kill_at_random(kind: str, driver: subprocess.Popen[bytes], output: str, dice: random.Random) -> bool:
-    """Waits for a moment of the dice's choice and kills; False where there was nothing to kill by then."""
-    if dice.random() < 0.3:
+    """Waits for a moment of the dice's choice and kills what is there then or next; False where nothing came."""
+    if dice.random() < 0.4:
         time.sleep(dice.uniform(0.5, 14))
     else:
         parts = storage.join(output, "_staging", "run", "parts")
         while driver.poll() is None and not storage.is_folder(parts):
             time.sleep(0.02)
-        time.sleep(dice.uniform(0, 4))
-    if driver.poll() is not None:
-        return False
-    chosen = victims(kind, driver.pid)
-    if not chosen:
-        return False
-    with contextlib.suppress(psutil.NoSuchProcess):
-        dice.choice(chosen).kill()
-    return True
+        time.sleep(dice.uniform(0, 2))
+    while driver.poll() is None:
+        if chosen := victims(kind, driver.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dice.choice(chosen).kill()
+                return True
+        time.sleep(0.02)
+    return False
 
 
 def wait(driver: subprocess.Popen[bytes], engine: list[psutil.Process], outcome: Outcome) -> int:
@@ -162,11 +164,10 @@ def wait(driver: subprocess.Popen[bytes], engine: list[psutil.Process], outcome:
         outcome.wrong.append("hung")
         driver.kill()
         code = driver.wait()
-    gone, alive = psutil.wait_procs(engine, timeout=30)
-    del gone
+    _, alive = psutil.wait_procs(engine, timeout=ORPHANED_SECONDS)
     for process in alive:
-        outcome.wrong.append("a process outlived its driver")
         with contextlib.suppress(psutil.NoSuchProcess):
+            outcome.wrong.append(f"{' '.join(process.cmdline())[:200]} ({process.status()}) outlived its driver")
             process.kill()
     return code
 

@@ -37,7 +37,8 @@ class Rule:
     fault: Fault
     """status: answered with `status`, never forwarded; reset: the connection is reset before anything is forwarded;
     lost_reply: the store does its work, and the connection is reset instead of its answer; truncate: the answer ends
-    halfway; stall: the answer stops halfway for `seconds`, then the connection is reset; delay: it comes late."""
+    halfway; stall: the answer stops halfway for `seconds`, then the connection is reset; delay: it
+    comes after `seconds`, or as soon as the rule is taken away."""
     method: str = ""
     """Regular expression that the method must match from its beginning."""
     path: str = ""
@@ -163,7 +164,9 @@ class FaultProxy:
             writer.transport.abort()
             return False
         if rule.fault == "delay":
-            await asyncio.sleep(rule.seconds)
+            ends = self._loop.time() + rule.seconds
+            while self._loop.time() < ends and any(rule is one for one in self.rules):
+                await asyncio.sleep(0.05)
         answer = await self._forward(method, head, body)
         if rule.fault == "delay":
             return await self._answer(writer, answer)

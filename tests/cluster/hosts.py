@@ -117,19 +117,21 @@ class Host:
                 titles.append(" ".join(process.cmdline()))
         return titles
 
-    def _descendants(self) -> list[psutil.Process]:
+    def _descendants(self, recursive: bool = True) -> list[psutil.Process]:
         assert self._process is not None
-        return psutil.Process(self._process.pid).children(recursive=True) if self.running else []
+        return psutil.Process(self._process.pid).children(recursive) if self.running else []
 
     def kill(self) -> None:
         """Ends all its processes at once, as a power failure does."""
         if self._process is None:
             return
-        below = [] if self._isolated else self._descendants()  # otherwise they end with their namespace
-        self._process.kill()
+        # A namespace ends with its first process, for which unshare waits: killed itself, it would leave a zombie.
+        below = self._descendants(recursive=not self._isolated)
         for process in below:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        if not (self._isolated and below):
+            self._process.kill()
         self._process.wait(10)
 
     def cut(self) -> None:

@@ -90,7 +90,7 @@ def test_training_goes_on_without_a_lost_host_and_with_a_new_one(site: Site, arc
     def done() -> int:
         return len(json.loads(storage.read_bytes(history))) if storage.is_file(history) else 0
 
-    site.store.rules = [Rule("delay", method="PUT", path="history.json", seconds=1.5)]
+    site.store.rules = [Rule("delay", method="PUT", path="history.json", seconds=5)]
     process = train(site, archive, "out", "--training.workers", "1", "4", "--training.epochs", f"{epochs}")
     until(lambda: done() >= 1, process)
     first = site.cluster.workers
@@ -117,7 +117,7 @@ def test_screening_uses_every_host_and_survives_the_loss_of_two(
         f'[archive]\nuri = "{archive}/in"\n[screening]\nbundle = "{archive}/bundle"\nrun_id = "run"\nblock_images = 1\n'
         f'failure_budget = 0.3\n[output]\nuri = "{archive}/out"\n[cluster]\naddress = "{site.cluster.url}"\n'
     )
-    site.store.rules = [Rule("delay", method="GET", path="/base/in/.*jpe?g", seconds=2)]
+    site.store.rules = [Rule("delay", method="GET", path="/base/in/.*jpe?g", seconds=12)]
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", site.cluster.url]
     command += ["--working-dir", str(tmp_path), "--", "pneumobatch", "screen", "jobs/screen.toml"]
     process = subprocess.Popen(
