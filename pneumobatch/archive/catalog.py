@@ -18,13 +18,18 @@ _FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom"
 _VERSION_DIGITS = 16
 
 
-def build(config: Archive) -> pa.Table:
+def build(config: Archive, *, growing: bool = False) -> pa.Table:
     """Lists an archive: one row an image, by ascending path; see `tables.catalog_schema`.
 
     `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
     archive moves, and whether a listing, a manifest or an S3 Inventory names the image. `version` changes when the
     object does; it is NULL for objects of a manifest that does not state their `etag`. `uri` and `patient` are for use
     inside the process: `publishable` takes out of them what must not be written.
+
+    Args:
+        config: The archive.
+        growing: A table of labels that fits no image yet is no error. One that names images by accession, study or
+            instance never is: only an evaluation can join it, with what the files say of themselves.
 
     Raises:
         ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, or the
@@ -43,7 +48,7 @@ def build(config: Archive) -> pa.Table:
         "bytes": entries["size"],
     }
     del entries
-    known = _known(config, paths, columns["image_id"])
+    known = _known(config, paths, columns["image_id"], growing)
     del paths
     unknown = pa.nulls(len(columns["image_id"]), pa.string())
     columns |= {
@@ -87,14 +92,14 @@ def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(_FORMATS.values()).take(chunk) for chunk in known.chunks], pa.string())
 
 
-def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growing: bool) -> dict[str, pa.ChunkedArray]:
     """Columns `label`, `patient` and one for each subgroup of which anything is known."""
     known = from_paths(paths, config.patients)
     if config.labels is not None:
         labels = LabelTable(config)
         table = labels.find(paths, ids)
         found = table.pop("found")
-        if not pc.any(found).as_py():
+        if not (growing or labels.names_studies or pc.any(found).as_py()):
             raise ValueError(
                 f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
                 "must hold the path below the archive, the file name, or the image_id"

@@ -59,6 +59,7 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
+        self.names_studies = not tables.KEYED.keys().isdisjoint([self.key] if config.key_column else table.column_names)
         columns = {"label": _classes(table[label_column], f"archive.labels: {config.labels}")}
         if config.patient_column in table.column_names:
             # Hashed, it is what a DICOM file's PatientID becomes.
@@ -70,7 +71,8 @@ class LabelTable:
         columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
         # Of several rows for one image the last counts; `index_in` finds the first.
         backwards = pa.array(range(len(table) - 1, -1, -1), pa.int64())
-        self._keys = table[self.key].take(backwards).combine_chunks()
+        keys = pa.nulls(len(table), pa.string()) if self.key in tables.KEYED else table[self.key].combine_chunks()
+        self._keys = keys.take(backwards)
         self._columns = pa.table(columns).take(backwards)
 
     def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:

@@ -33,6 +33,22 @@ def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
     return predictions
 
 
+def require_key(films: pa.Table, job: Job) -> None:
+    """Refuses, before films are screened under unkeyed ids, a job whose labels could not be joined with them.
+
+    Args:
+        films: `tables.catalog_schema` as it is published (`catalog.publishable`).
+        job: With the table of labels of evaluation.labels, else of archive.labels.
+
+    Raises:
+        ValueError: The join takes the site's key and the environment has none; a column is missing.
+    """
+    uri = job.evaluation.labels or job.archive.labels
+    if uri and not has_key():
+        table = storage.read_cells(uri)
+        _check_key(films, table, _columns(table, job.archive, uri)[0], uri)
+
+
 def label_version(predictions: pa.Table) -> str:
     """Returns 12 hex digits of the SHA-256 of the known labels used: those of scored films, by image.
 
@@ -72,11 +88,8 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
             fits, or the join needs the site's key and the environment has none.
     """
     table = storage.read_cells(uri)
-    key, label = tables.label_columns(table.column_names, archive.key_column, archive.label_column, uri)
+    kinds, label = _columns(table, archive, uri)
     labels = _parsed(table[label], uri)
-    kinds = [key]
-    if archive.key_column is None:
-        kinds = [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names]
     _check_key(predictions, table, kinds, uri)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
     named = pa.chunked_array([pa.repeat(False, len(table))])
@@ -102,6 +115,14 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
             column = pc.coalesce(predictions[name].cast(pa.string()), column)
         predictions = predictions.set_column(at, name, column)
     return predictions
+
+
+def _columns(table: pa.Table, archive: Archive, uri: str) -> tuple[list[str], str]:
+    """The columns that name images, the finest first, and the one with the labels."""
+    key, label = tables.label_columns(table.column_names, archive.key_column, archive.label_column, uri)
+    if archive.key_column is not None:
+        return [key], label
+    return [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names], label
 
 
 def _parsed(cells: pa.ChunkedArray, uri: str) -> pa.ChunkedArray:

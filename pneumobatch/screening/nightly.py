@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
 from pneumobatch.evaluation.evaluate import Result, evaluate
+from pneumobatch.evaluation.labels import require_key
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.screening import lease, ledger
@@ -32,14 +33,15 @@ def night(job: Job) -> Night:
     """Finishes what was left, takes what is new, and evaluates the model with the labels that are known by now.
 
     Raises:
-        ValueError: Archive or bundle do not fit.
+        ValueError: Archive, bundle or labels do not fit.
         RuntimeError: Another start is at work on this archive with this model.
     """
     uri = bundles.locate(job.screening.bundle)
     bundle = bundles.load(uri)
     name = f"nightly-{series(job, bundle)}"
     with lease.hold(job.output.uri, name) as held:
-        films = catalog.build(job.archive)
+        films = catalog.build(job.archive, growing=True)
+        require_key(catalog.publishable(films, keep_uri=job.output.keep_source_uri), job)
         tonight = Run(job, bundle)
         left = [run for run in _left(job, bundle) if run.run_id != tonight.run_id]
         records, over_budget = [], []

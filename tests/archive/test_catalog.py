@@ -109,6 +109,18 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
         catalog.build(Archive(uri=str(folder), labels=str(labels)))
 
 
+def test_labels_of_studies_wait_for_the_evaluation(tmp_path: Path) -> None:
+    for name in ("17.dcm", "18.dcm"):
+        (tmp_path / name).write_bytes(b"")
+    labels = tmp_path.parent / f"{tmp_path.name}.csv"
+    labels.write_text("accession,label\n17,1\n")
+    assert catalog.build(Archive(uri=str(tmp_path), labels=str(labels)))["label"].null_count == 2
+    labels.write_text("filename,label\n20,1\n")
+    with pytest.raises(ValueError, match="no row fits an image"):
+        catalog.build(Archive(uri=str(tmp_path), labels=str(labels)))
+    assert catalog.build(Archive(uri=str(tmp_path), labels=str(labels)), growing=True)["label"].null_count == 2
+
+
 def test_parquet_with_bytes(tmp_path: Path) -> None:
     images = [_png(value) for value in range(7)]
     pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=3)

@@ -15,6 +15,7 @@ from PIL import Image
 from pneumobatch import cluster, storage
 from pneumobatch.archive import phantoms
 from pneumobatch.config import Job
+from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
 from pneumobatch.screening import ledger, pipeline, runs
 from pneumobatch.screening.lease import HeldError
@@ -219,6 +220,22 @@ def test_verify_finds_what_was_changed(engine: cluster.Resources, bundle_uri: st
     assert wrong(whole.set_column(index, "predicted_label", flipped)) == {"predictions file", "calls at the threshold"}
     with pytest.raises(ValueError, match="run nothing is not there"):
         verify(str(tmp_path / "out"), "nothing")
+
+
+def test_labels_that_only_a_key_could_join_are_refused_before_the_night(
+    bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SITE_KEY, raising=False)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.dcm").write_bytes(b"by its name a DICOM file")
+    (tmp_path / "labels.csv").write_text("accession,label\nA1,1\n")
+    nightly = job(tmp_path, bundle_uri)
+    nightly = nightly.model_copy(
+        update={"archive": nightly.archive.model_copy(update={"labels": str(tmp_path / "labels.csv")})}
+    )
+    with pytest.raises(ValueError, match=f"keyed hashes only, and {SITE_KEY} is not set"):
+        night(nightly)
+    assert ledger.published(str(tmp_path / "out")) == []
 
 
 def test_a_nightly_job_names_no_run(tmp_path: Path) -> None:
