@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/pneumobatch demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: style test
 

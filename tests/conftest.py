@@ -18,6 +18,13 @@ from tests import untrained
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two lanes for `pytest -n 2 --dist loadgroup`: an engine waits half of its time, and there shall be one only."""
+    for item in items:
+        on_engine = "engine" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("engine" if on_engine else "rest"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The real X-rays beside the checkout."""
