@@ -224,12 +224,9 @@ def evaluate(
     from pneumobatch.evaluation.evaluate import evaluate as run
 
     job = _job(archive=archive, evaluation=evaluation, output=output)
-    if evaluation.heat_maps or evaluation.masked_films:  # torch takes seconds to import
-        from pneumobatch.screening.explain import explain
+    from pneumobatch.screening.explain import explain
 
-        _show(*told(run(job, explain)))
-    else:
-        _show(*told(run(job)))
+    _show(*told(run(job, explain)))
 
 
 @app.command

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from pneumobatch.archive import phantoms
 from pneumobatch.bench import _cases, bench, report
-from pneumobatch.bench.loops import steady
+from pneumobatch.bench.basics import steady
 from pneumobatch.bench.processes import Measured, Memory, Request, measure, watch
 from pneumobatch.config import Job
 

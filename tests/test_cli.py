@@ -22,6 +22,16 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     assert "range: >= 1" in " ".join(done.stdout.split())
 
 
+def test_a_night_starts_without_torch() -> None:
+    # Its scorers import it, while the driver would only wait some seconds for it.
+    code = (
+        "import sys, pneumobatch.screening.nightly, pneumobatch.bench.pipeline;"
+        "print([name for name in ('torch', 'torchvision', 'timm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("verb", ["catalog", "train", "screen", "evaluate", "demo", "bench", "doctor"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([verb, "--help"]) == 0

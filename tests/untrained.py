@@ -9,6 +9,7 @@ from pneumobatch import tables
 from pneumobatch.config import Network
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import build
+from pneumobatch.models.weights import save_bundle
 
 
 def write_bundle(
@@ -20,4 +21,4 @@ def write_bundle(
     fields = {"temperature": 1.5, "threshold": 0.5, "target": "sensitivity >= 0.95", **more}
     bundle = bundles.Bundle(network=config, preprocessing=bundles.Preprocessing(image_size=size), **fields)
     history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
-    return bundles.save(uri, bundle, build(config).state_dict(), history, reference, "# MODEL_ID\n")
+    return save_bundle(uri, bundle, build(config).state_dict(), history, reference, "# MODEL_ID\n")

@@ -1,6 +1,6 @@
 """Whole loops, from files to probabilities, without this pipeline: what a user would write, and what an expert would.
 
-They and the pipeline are measured in steady state, by `steady`, from the moments at which batches or blocks arrive.
+They and the pipeline are measured in steady state, from the moments at which batches or blocks arrive.
 """
 
 import io
@@ -19,43 +19,14 @@ from torchvision import transforms
 
 from pneumobatch.archive import fetch
 from pneumobatch.archive.pixels import decode
-from pneumobatch.bench.measurements import Facts, Ready, device, model, network_of, repeated
+from pneumobatch.bench.basics import STEADY_BLOCKS, Facts, Ready, model, rates, repeated
+from pneumobatch.bench.measurements import device, network_of
 from pneumobatch.bench.processes import Request
-from pneumobatch.models import bundle as bundles
 from pneumobatch.models.networks import GREY_MEAN, GREY_STD
+from pneumobatch.models.weights import load_network
 
 PLAIN_BATCH = 32
 """Images a batch of the plain loop."""
-
-STEADY_BLOCKS = 8
-"""Blocks (or batches) for every one in flight that a loop gets at least: five of them are measured."""
-
-
-def steady(arrivals: list[tuple[float, int]], in_flight: int) -> float | None:
-    """Images/s in steady state, from (moment in seconds, images) of each block's arrival.
-
-    Blocks arrive in bursts of up to W = `in_flight`. Counted are those between the arrival of block 2 W, by when every
-    worker has delivered, and that of the last but W, until when none has run dry: whether workers keep step or not,
-    whole turns are counted. Shorter series leave out their first third and last sixth.
-
-    Returns:
-        None where the series is shorter than three turns: it has no steady state.
-    """
-    blocks = len(arrivals)
-    if blocks < 3 * in_flight:
-        return None
-    first = min(2 * in_flight - 1, blocks // 3)
-    last = blocks - 1 - min(in_flight, blocks // 6)
-    if last <= first or arrivals[last][0] <= arrivals[first][0]:
-        return None
-    return sum(images for _, images in arrivals[first + 1 : last + 1]) / (arrivals[last][0] - arrivals[first][0])
-
-
-def rates(started: float, arrivals: list[tuple[float, int]], in_flight: int) -> Facts:
-    """`steady`, where there is one; `whole_rate` from the start on; `rate`, the best that is known."""
-    whole = sum(images for _, images in arrivals) / (arrivals[-1][0] - started)
-    rate = steady(arrivals, in_flight)
-    return {"rate": whole, "whole_rate": whole} if rate is None else {"rate": rate, "whole_rate": whole, "steady": rate}
 
 
 def _bytes(uri: str) -> bytes:
@@ -101,7 +72,7 @@ def plain(request: Request, ready: Ready) -> Facts:
     batch = PLAIN_BATCH
     images = max(request.images, 3 * request.threads * batch)
     films = repeated(request.model_copy(update={"uris": tuple(opening)}), images)["uri"].to_pylist()
-    network = bundles.load_network(uri, bundle).backbone.to(device()).eval()
+    network = load_network(uri, bundle).backbone.to(device()).eval()
     loader = DataLoader(_Films(films, bundle.preprocessing.image_size), batch, num_workers=request.threads)
     ready()
     started, arrivals = time.perf_counter(), []

@@ -1,37 +1,20 @@
-"""What can be measured alone: reading the files, compiling the network, decoding, the network.
-
-A measurement takes its request and a function to call when it is warm, and returns its facts; rates are images/s.
-"""
+"""What can be measured alone: reading the films, compiling the network, decoding, the network."""
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from itertools import cycle, islice
-from typing import Any
 
-import pyarrow as pa
 import torch
 
 from pneumobatch.archive import catalog
-from pneumobatch.archive.films import FilmDecoder
+from pneumobatch.bench.basics import Facts, Ready, decoder_of, model, repeated
 from pneumobatch.bench.processes import Request
-from pneumobatch.models import bundle as bundles
-from pneumobatch.models import scoring
+from pneumobatch.models import hardware, scoring
 from pneumobatch.tables import Status
-
-Facts = dict[str, Any]
-Ready = Callable[[], None]
 
 
 def device() -> torch.device:
     """The accelerator where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def model(request: Request) -> tuple[str, bundles.Bundle]:
-    """Place and description of the job's bundle."""
-    uri = bundles.locate(request.job.screening.bundle)
-    return uri, bundles.load(uri)
 
 
 def network_of(request: Request) -> scoring.Logits:
@@ -40,19 +23,6 @@ def network_of(request: Request) -> scoring.Logits:
     if request.compiled:
         return scoring.compiled(uri, bundle, request.precision, request.job.screening.batch_size, device())
     return scoring.eager(uri, bundle, request.precision, device())
-
-
-def decoder_of(request: Request, bundle: bundles.Bundle) -> FilmDecoder:
-    """The decoder as the pipeline sets it up."""
-    archive, gate = request.job.archive, request.job.screening.gate
-    size, ages = bundle.preprocessing.image_size, bundle.validated_age_years
-    return FilmDecoder(size, archive.max_pixels, gate, ages, archive.max_bytes)
-
-
-def repeated(request: Request, images: int) -> pa.Table:
-    """So many catalogue rows from the request's films, with ids of their own."""
-    ids = [f"{number:032x}" for number in range(images)]
-    return pa.table({"image_id": ids, "uri": list(islice(cycle(request.uris), images))})
 
 
 def prepare(request: Request, _: Ready) -> Facts:
@@ -73,11 +43,11 @@ def prepare(request: Request, _: Ready) -> Facts:
     if not scored:
         reasons = ", ".join(f"{name} {count}" for name, count in left_out.most_common())
         raise ValueError(f"archive.uri: none of {chosen} images of {request.job.archive.uri} can be scored ({reasons})")
-    hardware = scoring.hardware_precision(device())
-    if config.compile == "on" and not scoring.compiler():
+    native = hardware.hardware_precision(device().type)
+    if config.compile == "on" and not hardware.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    precision = hardware if config.precision == "auto" else config.precision
-    batch = config.batch_size or scoring.BATCH[device().type]
+    precision = native if config.precision == "auto" else config.precision
+    batch = config.batch_size or hardware.BATCH[device().type]
     return {
         "uris": [films["uri"][number].as_py() for number in scored],
         "formats": Counter(formats[number] for number in scored),
@@ -85,17 +55,17 @@ def prepare(request: Request, _: Ready) -> Facts:
         "listed": len(listed),
         "model_id": bundle.model_id,
         "precision": precision,
-        "hardware_precision": hardware,
-        "compile": config.compile != "off" and scoring.compiler() is not None,
+        "hardware_precision": native,
+        "compile": config.compile != "off" and hardware.compiler() is not None,
         "batch": batch,
-        "compiled_already": scoring.compiled_path(bundle, precision, batch, device(), scoring.THREADS).exists(),
+        "compiled_already": hardware.compiled_path(bundle, precision, batch, device().type, hardware.THREADS).exists(),
         "gpus": torch.cuda.device_count(),
     }
 
 
 def compiling(request: Request, _: Ready) -> Facts:
     """Compiles the network for the pipeline, from nothing; the cache keeps it."""
-    torch.set_num_threads(scoring.THREADS)
+    torch.set_num_threads(hardware.THREADS)
     started = time.perf_counter()
     network_of(request)
     return {"seconds": time.perf_counter() - started}

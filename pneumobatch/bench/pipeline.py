@@ -4,12 +4,11 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import torch
 
 from pneumobatch import cluster, tables
-from pneumobatch.bench.loops import STEADY_BLOCKS, rates
-from pneumobatch.bench.measurements import Facts, Ready, model, repeated
+from pneumobatch.bench.basics import STEADY_BLOCKS, Facts, Ready, model, rates, repeated
 from pneumobatch.bench.processes import Request
 from pneumobatch.config import Output
 from pneumobatch.models import bundle as bundles
@@ -19,14 +18,17 @@ from pneumobatch.screening.scorer import Plan, Scorer
 
 
 class NullScorer(Scorer):
-    """A scorer whose network costs nothing: every film has probability 0.5."""
+    """A scorer whose network costs nothing."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.bundle = bundles.load(plan.bundle)
         self.size = self.bundle.preprocessing.image_size
-        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
-        self.logits = lambda films_BSS: torch.zeros(len(films_BSS), 2)
+        self.pixels = np.zeros((plan.batch_size, self.size, self.size), np.uint8)
+
+    def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """0.5 for every film."""
+        return np.full(len(self.pixels), 0.5)
 
 
 def pipeline(request: Request, _: Ready) -> Facts:

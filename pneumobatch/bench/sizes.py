@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pneumobatch.archive import catalog
 from pneumobatch.archive.films import schema as film_schema
-from pneumobatch.bench.measurements import Facts, Ready, model
+from pneumobatch.bench.basics import Facts, Ready, model
 from pneumobatch.bench.processes import Request
 from pneumobatch.config import Archive, Evaluation, Job
 from pneumobatch.evaluation.evaluate import evaluate

@@ -14,7 +14,7 @@ import torch
 from pneumobatch import __version__, cluster
 from pneumobatch.config import Job
 from pneumobatch.doctor.findings import Finding, Findings, gib
-from pneumobatch.models import scoring
+from pneumobatch.models import hardware
 
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pydantic", "numpy", "pillow", "pydicom", "duckdb", "safetensors")
 SCORER_BYTES = 2**30
@@ -31,7 +31,7 @@ def software(_: Job) -> Findings:
         except PackageNotFoundError:
             yield Finding("packages", f"{name} is not installed", "problem", f"pip install {name}")
     yield Finding("packages", ", ".join(f"{name} {number}" for name, number in versions.items()))
-    if compiler := scoring.compiler():
+    if compiler := hardware.compiler():
         yield Finding("compiler", compiler)
     else:
         yield Finding(

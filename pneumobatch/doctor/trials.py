@@ -22,7 +22,7 @@ from pneumobatch.archive.pixels import decode
 from pneumobatch.config import Gate, Job
 from pneumobatch.doctor.findings import Finding, Findings, gib
 from pneumobatch.identity import SITE_KEY
-from pneumobatch.models import networks, scoring
+from pneumobatch.models import hardware, networks
 
 DECODERS = {"rle": "pylibjpeg-rle", "jpeg-ls": "pyjpegls", "jpeg 2000": "pylibjpeg-openjpeg", "lossless": "python-gdcm"}
 LEAST_FREE = 2**30
@@ -56,12 +56,13 @@ def network(job: Job) -> Findings:
 
 def precisions(_: Job) -> Findings:
     """Speed of bf16 against fp32, measured."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind)
     seconds = {dtype: _convolution_seconds(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
-    how = "native" if scoring.hardware_precision(device) == "bf16" else "emulated"
-    text = f"bf16 is {how} on this {device.type}: a convolution runs {ratio:.1f} × as fast as in fp32"
-    yield Finding("precision", f"{text}; `auto` takes {scoring.hardware_precision(device)}")
+    how = "native" if hardware.hardware_precision(kind) == "bf16" else "emulated"
+    text = f"bf16 is {how} on this {kind}: a convolution runs {ratio:.1f} × as fast as in fp32"
+    yield Finding("precision", f"{text}; `auto` takes {hardware.hardware_precision(kind)}")
 
 
 def _convolution_seconds(dtype: torch.dtype, device: torch.device) -> float:

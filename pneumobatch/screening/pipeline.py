@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy
 
 from pneumobatch import __version__, cluster
@@ -17,7 +16,7 @@ from pneumobatch.archive import catalog
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Job, Screening
 from pneumobatch.models import bundle as bundles
-from pneumobatch.models import scoring
+from pneumobatch.models import hardware
 from pneumobatch.progress import say, track
 from pneumobatch.screening import lease
 from pneumobatch.screening.runs import Run
@@ -171,16 +170,16 @@ def decided(config: Screening, uri: str, bundle: bundles.Bundle, resources: clus
 
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
     """Decides once how the run scores; a resumed run keeps to it."""
-    device = torch.device("cuda" if gpu else "cpu")
-    precision = scoring.hardware_precision(device) if config.precision == "auto" else config.precision
-    batch = config.batch_size or scoring.BATCH["cuda" if gpu else "cpu"]
+    device = "cuda" if gpu else "cpu"
+    precision = hardware.hardware_precision(device) if config.precision == "auto" else config.precision
+    batch = config.batch_size or hardware.BATCH[device]
     compiling = config.compile == "on"
     if config.compile == "auto":
-        cached = scoring.compiled_path(bundle, precision, batch, device, scoring.THREADS).exists()
-        compiling = cached or (images >= COMPILE_PAYS_IMAGES and scoring.compiler() is not None)
-    if compiling and not scoring.compiler():
+        cached = hardware.compiled_path(bundle, precision, batch, device, hardware.THREADS).exists()
+        compiling = cached or (images >= COMPILE_PAYS_IMAGES and hardware.compiler() is not None)
+    if compiling and not hardware.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    return Plan(uri, batch, precision, compiling, device.type, scoring.THREADS)
+    return Plan(uri, batch, precision, compiling, device, hardware.THREADS)
 
 
 def _lineage(job: Job) -> dict[str, Any]:

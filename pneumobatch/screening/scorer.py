@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pneumobatch.archive.films import pixels_of
 from pneumobatch.models import bundle as bundles
-from pneumobatch.models import scoring
+from pneumobatch.models.hardware import Precision
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Plan:
 
     bundle: str
     batch_size: int
-    precision: scoring.Precision
+    precision: Precision
     compile: bool
     device: str
     threads: int
@@ -32,6 +31,11 @@ class Scorer:
     """
 
     def __init__(self, plan: Plan) -> None:
+        # Not above: the driver, which only names this class, does without the seconds that torch takes.
+        import torch
+
+        from pneumobatch.models import scoring
+
         torch.set_num_threads(plan.threads)
         self.plan = plan
         self.bundle = bundles.load(plan.bundle)
@@ -41,7 +45,8 @@ class Scorer:
         else:
             self.logits = scoring.eager(plan.bundle, self.bundle, plan.precision, device)
         self.size = self.bundle.preprocessing.image_size
-        self.batch = torch.zeros(plan.batch_size, self.size, self.size, dtype=torch.uint8)
+        self.pixels = np.zeros((plan.batch_size, self.size, self.size), np.uint8)
+        self.batch = torch.from_numpy(self.pixels)  # the same memory
         self.logits(self.batch)  # the first call of a network is slow: not at the first film's cost
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -51,8 +56,8 @@ class Scorer:
         probability = np.full(len(rows), np.nan)
         for start in range(0, len(readable), self.plan.batch_size):
             part = readable[start : start + self.plan.batch_size]
-            self.batch[: len(part)] = torch.from_numpy(pixels[part])
-            probability[part] = self.probabilities(self.logits(self.batch)[: len(part)])
+            self.pixels[: len(part)] = pixels[part]
+            probability[part] = self.probabilities()[: len(part)]
         scored_at = pa.scalar(datetime.now(UTC), pa.timestamp("us", tz="UTC"))
         return (
             rows.drop_columns(["pixels"])
@@ -60,7 +65,8 @@ class Scorer:
             .append_column("scored_at", pa.repeat(scored_at, len(rows)))
         )
 
-    def probabilities(self, logits_B2: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Calibrated probability of pneumonia, float64[B] in 0–1."""
+    def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Calibrated probability of pneumonia of each of the films in `pixels`, float64[B] in 0–1."""
+        logits_B2 = self.logits(self.batch)
         difference = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu() / self.bundle.temperature
-        return torch.sigmoid(difference).numpy()
+        return difference.sigmoid().numpy()

@@ -23,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 from pneumobatch import metrics, storage
 from pneumobatch.archive.films import pixels_of
 from pneumobatch.config import Job
+from pneumobatch.models.hardware import hardware_precision
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
-from pneumobatch.models.scoring import hardware_precision
 from pneumobatch.training import augment
 
 CHECKPOINT = "state.pt"
@@ -128,7 +128,7 @@ class Trainer:
         if shard.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         wanted = job.training.precision
-        self.bf16 = (hardware_precision(device) if wanted == "auto" else wanted) == "bf16"
+        self.bf16 = (hardware_precision(device.type) if wanted == "auto" else wanted) == "bf16"
         self.epoch = 0
         self.history: list[dict[str, float]] = []
 

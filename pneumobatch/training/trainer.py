@@ -25,6 +25,7 @@ from pneumobatch.archive import catalog
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Gate, Job
 from pneumobatch.models import bundle as bundles
+from pneumobatch.models.weights import save_bundle
 from pneumobatch.progress import say, track
 from pneumobatch.tables import Status
 from pneumobatch.training import card, loop
@@ -327,7 +328,7 @@ def _bundle(
     history = pa.Table.from_pylist(state["history"])
     reference = _reference(validation, probabilities[:count], plan.seed)
     text = card.write(job, temperature, threshold, goal, uncertain, data, found)
-    return bundles.save(target, bundle, weights, history, reference, text)
+    return save_bundle(target, bundle, weights, history, reference, text)
 
 
 def _found(labels: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any], threshold: float) -> dict[str, Any]:

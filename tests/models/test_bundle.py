@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pneumobatch.models import bundle as bundles
-from pneumobatch.models import scoring
+from pneumobatch.models import hardware, scoring
+from pneumobatch.models.weights import load_network
 
 Make = Callable[..., bundles.Bundle]
 
@@ -18,7 +19,7 @@ def test_round_trip(tmp_path: Path, make_bundle: Make) -> None:
     made = make_bundle(str(tmp_path))
     assert bundles.load(str(tmp_path)) == made
     assert made.model_id.startswith("attention_resnet18-")
-    network = bundles.load_network(str(tmp_path), made)
+    network = load_network(str(tmp_path), made)
     assert not network.training
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "CARD.md",
@@ -90,7 +91,7 @@ def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bun
     path.write_text(json.dumps(content))
     (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="not the file that bundle.json was written for"):
-        bundles.load_network(str(tmp_path / "a"), bundles.load(str(tmp_path / "a")))
+        load_network(str(tmp_path / "a"), bundles.load(str(tmp_path / "a")))
 
 
 def test_a_training_output_stands_for_its_only_bundle(tmp_path: Path, make_bundle: Make) -> None:
@@ -116,13 +117,13 @@ def test_scoring_in_bf16_agrees_with_fp32(bundle_uri: str) -> None:
 def test_compiled_network_agrees_and_is_cached(
     bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if scoring.compiler() is None:
+    if hardware.compiler() is None:
         pytest.skip("no C++ compiler is here")
     monkeypatch.setenv("PNEUMOBATCH_CACHE", str(tmp_path))
     bundle = bundles.load(bundle_uri)
     films = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
     device = torch.device("cpu")
-    path = scoring.compiled_path(bundle, "fp32", 2, device, torch.get_num_threads())
+    path = hardware.compiled_path(bundle, "fp32", 2, "cpu", torch.get_num_threads())
     assert not path.exists()
     first = scoring.compiled(bundle_uri, bundle, "fp32", 2, device)(films)
     assert path.exists()

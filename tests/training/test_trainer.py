@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from pneumobatch import cluster, tables
 from pneumobatch.config import Job
 from pneumobatch.models import bundle as bundles
+from pneumobatch.models.weights import load_network
 from pneumobatch.training.trainer import Fold, _reference, train
 
 pytestmark = pytest.mark.engine
@@ -52,7 +53,7 @@ def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
     bundle = bundles.load(undisturbed)
-    bundles.load_network(undisturbed, bundle)
+    load_network(undisturbed, bundle)
     history = pq.read_table(Path(undisturbed) / "history.parquet")
     assert history["epoch"].to_pylist() == [1, 2, 3, 4]
     wanted = {"train_loss", "validation_loss", "accuracy", "sensitivity", "specificity", "auroc", "learning_rate"}
