@@ -17,7 +17,7 @@ from pneumobatch.progress import say
 from pneumobatch.training import grid, protocols, tune
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.protocols import NotRun, Split
-from pneumobatch.training.trainer import cache_size, decode
+from pneumobatch.training.trainer import cache_size, decode, require_classes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,6 +75,7 @@ def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict
                 train = decode(job, split.train, cached, f"decode training films ({trial.protocol})")
                 validation = decode(job, split.validation, size, f"decode validation films ({trial.protocol})")
                 test = decode(job, split.test, size, f"decode test films ({trial.protocol})")
+                require_classes(train, validation, test)
                 folds[trial.protocol, size] = tune.Folds(train.blocks, validation.blocks, test.blocks, cached)
         return tune.run(job, resources, trials, folds)
 

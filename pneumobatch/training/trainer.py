@@ -157,14 +157,26 @@ def decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
 
 
+def require_classes(*folds: Fold) -> None:
+    """Refuses decoded films that cannot train or judge a network.
+
+    Raises:
+        ValueError: A fold has no readable film of a class.
+    """
+    if any(len(set(fold.labels.tolist())) < 2 for fold in folds):
+        raise ValueError(
+            "archive: too few readable films of a class are left on a side of the split; pneumobatch screen says what "
+            "became of each film"
+        )
+
+
 def _fit(
     job: Job, resources: cluster.Resources, training: Fold, validation: Fold, run_id: str, staging: str
 ) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
     """Runs the workers; returns the best checkpoint's state with the whole history, and its validation logits."""
     plan = job.training
+    require_classes(training, validation)
     counts = [int((training.labels == value).sum()) for value in (0, 1)]
-    if min(counts) == 0 or len(set(validation.labels.tolist())) < 2:
-        raise ValueError("archive: too few readable films of a class are left for training and validation")
     most = max(plan.workers)
     gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu
     cpus = plan.cpus_per_worker or _cpus_per_worker(resources, plan.workers, gpu)

@@ -1,6 +1,9 @@
 """The verb `experiment` on a real local engine: a failing row, a killed driver, a grid that grows, early stopping."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,3 +117,51 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
     assert cli.run(command(job_file(tmp_path, "attention", "plain"), films, tmp_path)) == 0
     assert before == sorted((path, path.stat().st_mtime_ns) for path in before[0][0].parent.iterdir())
     assert "2 of 2 trials were finished before" in capsys.readouterr().err
+
+
+def test_early_stopping_ends_trials_that_others_surpassed(
+    engine: cluster.Resources, films: Path, tmp_path: Path
+) -> None:
+    job = job_file(tmp_path, "plain", more="early_stopping = true\nconcurrent = 1\nseeds = [0, 1, 2, 3]\n")
+    words = [*command(job, films, tmp_path), "--training.epochs", "4"]
+    assert cli.run(words) == 0
+    found = [row for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
+    trials = tmp_path / "experiments" / "trial" / "trials"
+    histories = [json.loads(path.read_bytes()).get("history") for path in trials.iterdir()]
+    stopped = [row for row in found if row["status"] == "stopped"]
+    assert len(found) == 4 and 1 <= len(stopped) == histories.count(None) <= 3
+    for row in stopped:
+        told = re.fullmatch(r"after epoch ([13]) of 4, validation AUROC (\d\.\d+)", row["reason"])
+        assert told is not None, row["reason"]
+        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories if history)
+        assert row["auroc"] is None  # never tested
+    before = sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
+    assert cli.run(words) == 0  # it stays so
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
+    assert not any((tmp_path / "_staging" / "experiments" / "trial").iterdir())
+
+
+def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(
+    engine: cluster.Resources, films: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    words = command(job_file(tmp_path, "plain"), films, tmp_path)
+    assert cli.run([*words, "--experiment.hours", "0.0001"]) == 0
+    (left,) = [row for row in results(tmp_path) if row["protocol"] == "paper_like"]
+    assert left["status"] == "not_run"
+    assert "start the experiment again to go on" in left["reason"]
+    assert cli.run(words) == 0
+    (done,) = [row for row in results(tmp_path) if row["protocol"] == "paper_like"]
+    expected = next(row for row in results(undisturbed) if row["status"] == "done")
+    assert done["status"] == "done"
+    assert done["auroc"] == pytest.approx(expected["auroc"], abs=1e-3)
+
+
+def test_a_class_that_no_film_is_left_of_is_refused_before_it_trains(
+    engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(films / "NORMAL", tmp_path / "films" / "NORMAL")
+    (tmp_path / "films" / "PNEUMONIA").mkdir()
+    for number in range(40):
+        (tmp_path / "films" / "PNEUMONIA" / f"{number}.png").write_bytes(b"no film %d" % number)
+    assert cli.run(command(job_file(tmp_path, "plain"), tmp_path / "films", tmp_path)) == 2
+    assert "too few readable films of a class" in capsys.readouterr().err
