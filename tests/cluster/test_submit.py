@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import pneumobatch
 from pneumobatch import cli
 from pneumobatch.config import Job
 from pneumobatch.submit import submission_id
@@ -32,9 +33,9 @@ def test_a_job_ends_with_its_log_and_exit_code(site: Site, archive: str, films: 
     (submission,) = re.findall(r"^submitted (catalog-\w{12}) to ", first.stderr, re.MULTILINE)
 
     copy = tmp_path / "pneumobatch"
-    shutil.copytree(Path(cli.__file__).parent, copy)
-    text = (copy / "cli.py").read_text()
-    (copy / "cli.py").write_text(text.replace("byte-identical copies", "copies, said another code"))
+    shutil.copytree(Path(pneumobatch.__file__).parent, copy)
+    text = (copy / "cli" / "verbs.py").read_text()
+    (copy / "cli" / "verbs.py").write_text(text.replace("byte-identical copies", "copies, said another code"))
     second = site.run(*words(archive, "--cluster.runtime", "package"), cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert second.stderr.startswith(f"submitted {submission}-2 to ")
     assert "copies, said another code" in second.stdout  # the package travelled to where the image has another
