@@ -198,6 +198,14 @@ def test_what_cannot_run_there_is_refused_here(
     assert message in capsys.readouterr().err
 
 
+def test_starting_weights_may_not_lie_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--archive.uri", "s3://a/in", "--output.uri", "s3://a/out", "--cluster.address", "http://127.0.0.1:1"]
+    assert cli.run(["submit", "train", *places, "--network.weights", "weights.safetensors"]) == 2
+    assert "weights.safetensors is a path of this machine" in capsys.readouterr().err
+    assert cli.run(["submit", "train", *places, "--network.weights", "pretrained"]) == 2
+    assert "no job server answers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", [["submit"], ["submit", "screen"], ["status"], ["logs"], ["cancel"]])
 def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*verb, "--help"]) == 0
