@@ -18,6 +18,8 @@ Count = Annotated[int, Field(ge=1)]
 
 def _absolute(uri: str) -> str:
     """Workers have working folders of their own: a relative path means the one where the job was started."""
+    if not uri:
+        raise ValueError("is empty; name a folder, file or URI, or leave the key out")
     # Not Path.resolve: a link to an archive is a name that its user chose.
     return uri if "://" in uri else os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
 

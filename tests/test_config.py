@@ -59,6 +59,8 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
     assert job.archive.uri == str(tmp_path / "films")
     assert job.output.uri == "s3://bucket/out"
     assert Job().output.uri == str(tmp_path / "outputs")
+    with pytest.raises(ValueError, match="is empty; name a folder, file or URI, or leave the key out"):
+        Job.model_validate({"archive": {"uri": ""}})
 
 
 @given(st.integers(1, 50))
