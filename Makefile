@@ -9,13 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check style chaos hosts clean
+.PHONY: demo test test-engine test-rest check style chaos hosts clean
 
 demo: $(STAMP)
 	$(BIN)/pneumobatch demo
 
+# An engine waits half of its time: the tests that share it run beside all others.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(MAKE) --no-print-directory --jobs 2 test-engine test-rest
+
+test-engine: $(STAMP)
+	$(BIN)/python -m pytest -m lane_engine
+
+test-rest: $(STAMP)
+	$(BIN)/python -m pytest -m "not lane_engine"
 
 check: style test
 

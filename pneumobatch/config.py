@@ -105,7 +105,7 @@ class Network(Section):
     """Bring every film to the same mean grey and contrast first, so that neither can stand for the class."""
     mirrored: bool = False
     """Score a film as the mean of its logits and its mirror image's; doubles the cost of scoring, not of training."""
-    weights: Literal["pretrained"] | Uri | None = None
+    weights: Annotated[str, AfterValidator(lambda w: w if w == "pretrained" else _absolute(w))] | None = None
     """Starting weights: none, `pretrained` (downloaded by the library), or path/URI of a safetensors state dict."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the linear head, probability."""

@@ -166,8 +166,11 @@ def wait(driver: subprocess.Popen[bytes], engine: list[psutil.Process], outcome:
         code = driver.wait()
     _, alive = psutil.wait_procs(engine, timeout=ORPHANED_SECONDS)
     for process in alive:
+        title = "a process"
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has no command line, and counts
+            title = " ".join(process.cmdline())[:200].strip()
+        outcome.wrong.append(f"{title} outlived its driver")
         with contextlib.suppress(psutil.NoSuchProcess):
-            outcome.wrong.append(f"{' '.join(process.cmdline())[:200]} ({process.status()}) outlived its driver")
             process.kill()
     return code
 

@@ -18,11 +18,12 @@ from tests import untrained
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes for `pytest -n 2 --dist loadgroup`: an engine waits half of its time, and there shall be one only."""
+    """Marks the tests that share the engine, for the two lanes of `make test`."""
     for item in items:
-        on_engine = "engine" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("engine" if on_engine else "rest"))
+        if "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker("lane_engine")
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,12 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
-        self.names_studies = not tables.KEYED.keys().isdisjoint([self.key] if config.key_column else table.column_names)
+        self.names_studies = self.key in tables.KEYED or (
+            config.key_column is None
+            and not tables.KEYED.keys().isdisjoint(table.column_names)
+            and bool(pc.any(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(table[self.key]), ""), "")).as_py())
+        )
+        """Some rows name accessions, studies or instances, which only an evaluation can join."""
         columns = {"label": _classes(table[label_column], f"archive.labels: {config.labels}")}
         if config.patient_column in table.column_names:
             # Hashed, it is what a DICOM file's PatientID becomes.
@@ -71,8 +76,7 @@ class LabelTable:
         columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
         # Of several rows for one image the last counts; `index_in` finds the first.
         backwards = pa.array(range(len(table) - 1, -1, -1), pa.int64())
-        keys = pa.nulls(len(table), pa.string()) if self.key in tables.KEYED else table[self.key].combine_chunks()
-        self._keys = keys.take(backwards)
+        self._keys = table[self.key].take(backwards).combine_chunks()
         self._columns = pa.table(columns).take(backwards)
 
     def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:

@@ -1,6 +1,7 @@
 """The verb `bench`: decoding, network, plain loops and this pipeline, measured side by side on the same films.
 
     processes.py      one measurement in a fresh process, and the memory of all its processes meanwhile
+    basics.py         what measurements share, without torch
     measurements.py   what can be measured alone: files, compiling, decoding, network
     loops.py          whole loops from files to probabilities without this pipeline: plain, hand-tuned
     pipeline.py       this pipeline

@@ -3,7 +3,8 @@
 Exit codes: 0 done; 1 the job failed, or another start holds its run; 2 wrong usage or configuration.
 """
 
-from pneumobatch.cli import jobs, verbs
-from pneumobatch.cli.main import main, run
+from pneumobatch.cli import jobs as jobs  # which registers the verbs
+from pneumobatch.cli import verbs as verbs
+from pneumobatch.cli.line import main, run
 
-__all__ = ["jobs", "main", "run", "verbs"]
+__all__ = ["main", "run"]

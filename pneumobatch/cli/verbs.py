@@ -169,10 +169,9 @@ def evaluate(
     """Summarise a run's predictions against labels: rates with intervals, figures and a report."""
     from pneumobatch.evaluation.console import told
     from pneumobatch.evaluation.evaluate import evaluate as run
-
-    job = job_of(archive=archive, evaluation=evaluation, output=output)
     from pneumobatch.screening.explain import explain
 
+    job = job_of(archive=archive, evaluation=evaluation, output=output)
     show(*told(run(job, explain)))
 
 

@@ -34,7 +34,7 @@ def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
 
 
 def require_key(films: pa.Table, job: Job) -> None:
-    """Refuses, before films are screened under unkeyed ids, a job whose labels could not be joined with them.
+    """Refuses, before films are screened without a key, a job whose labels could not be joined with them.
 
     Args:
         films: `tables.catalog_schema` as it is published (`catalog.publishable`).
@@ -43,8 +43,7 @@ def require_key(films: pa.Table, job: Job) -> None:
     Raises:
         ValueError: The join takes the site's key and the environment has none; a column is missing.
     """
-    uri = job.evaluation.labels or job.archive.labels
-    if uri and not has_key():
+    if uri := job.evaluation.labels or job.archive.labels:
         table = storage.read_cells(uri)
         _check_key(films, table, _columns(table, job.archive, uri)[0], uri)
 

@@ -57,4 +57,5 @@ def _cpu_flags() -> frozenset[str]:
     """What the first CPU can do, by Linux's names; empty where they are not told."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    told = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(told, "").split())

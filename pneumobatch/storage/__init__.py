@@ -199,7 +199,8 @@ def read_cells(uri: str) -> pa.Table:
         if uri.lower().endswith((".parquet", ".pq")):
             table = pq.read_table(pa.BufferReader(data))
         else:
-            names = csv.open_csv(pa.BufferReader(data)).schema.names
+            with csv.open_csv(pa.BufferReader(data)) as reader:  # left open, its thread may abort the process at its end
+                names = reader.schema.names
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(pa.BufferReader(data), convert_options=as_text)
     except pa.ArrowInvalid:

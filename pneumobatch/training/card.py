@@ -1,5 +1,6 @@
 """CARD.md: what a model is, what it was trained on, and what is not known of it."""
 
+from pathlib import Path
 from typing import Any
 
 from pneumobatch.config import Job
@@ -63,7 +64,7 @@ def write(
         loss=job.loss.name,
         gamma=job.loss.gamma,
         alpha=job.loss.alpha,
-        weights=job.network.weights or "random",
+        weights=Path(job.network.weights or "random").name,
         temperature=temperature,
         threshold=threshold,
         target=target,

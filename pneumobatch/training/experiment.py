@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from pneumobatch.training.protocols import NotRun, Split
 from pneumobatch.training.trainer import cache_size, decode, require_classes
 
 if TYPE_CHECKING:
+    import ray
     from rich.console import RenderableType
 
 
@@ -72,12 +74,19 @@ def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict
             size = trial.job.network.image_size
             if (trial.protocol, size) not in folds:
                 split, cached = splits[trial.protocol], cache_size(trial.job)
-                train = decode(job, split.train, cached, f"decode training films ({trial.protocol})")
-                validation = decode(job, split.validation, size, f"decode validation films ({trial.protocol})")
-                test = decode(job, split.test, size, f"decode test films ({trial.protocol})")
-                require_classes(train, validation, test)
-                folds[trial.protocol, size] = tune.Folds(train.blocks, validation.blocks, test.blocks, cached)
+                folds[trial.protocol, size] = tune.Folds(
+                    _blocks(job, split.train, cached, f"{trial.protocol} training"),
+                    _blocks(job, split.validation, size, f"{trial.protocol} validation"),
+                    _blocks(job, split.test, size, f"{trial.protocol} test"),
+                    cached,
+                )
         return tune.run(job, resources, trials, folds)
+
+
+def _blocks(job: Job, films: pa.Table, size: int, name: str) -> list["ray.ObjectRef[pa.Table]"]:
+    fold = decode(job, films, size, f"decode {name} films")
+    require_classes(fold, name)
+    return fold.blocks
 
 
 def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
@@ -119,7 +128,7 @@ def _recipe(job: Job, protocol: str, row: str, seed: int) -> dict[str, Any]:
         "protocol": protocol,
         "seed": seed,
         "network": job.network.name,
-        "weights": job.network.weights or "random",
+        "weights": Path(job.network.weights or "random").name,
         "image_size": job.network.image_size,
         "loss": job.loss.name,
         "preset": plan.preset,

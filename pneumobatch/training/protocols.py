@@ -98,7 +98,10 @@ def _listed(archive: Archive) -> pa.Table:
 def _usable(films: pa.Table, uri: str) -> pa.Table:
     usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
     if not usable.num_rows:
-        raise ValueError(f"archive.uri: no film of {uri} has a label; give archive.labels or class folders")
+        raise ValueError(
+            f"archive.uri: no film of {uri} has a label; give class folders, or "
+            "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
+        )
     return usable
 
 

@@ -82,7 +82,10 @@ def train(job: Job) -> Trained:
         return Trained(run_id, target, bundles.load(target))
     usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
     if not usable.num_rows:
-        raise ValueError(f"archive.uri: no film of {job.archive.uri} has a label; give archive.labels or class folders")
+        raise ValueError(
+            f"archive.uri: no film of {job.archive.uri} has a label; give class folders, or "
+            "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
+        )
     plan = job.training
     held = validation_fold(
         usable["label"].to_pylist(), usable["patient"].to_pylist(), plan.validation_fraction, plan.seed,
@@ -157,16 +160,16 @@ def decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
 
 
-def require_classes(*folds: Fold) -> None:
+def require_classes(fold: Fold, name: str) -> None:
     """Refuses decoded films that cannot train or judge a network.
 
     Raises:
-        ValueError: A fold has no readable film of a class.
+        ValueError: The fold of that name has no readable film of a class.
     """
-    if any(len(set(fold.labels.tolist())) < 2 for fold in folds):
+    if len(set(fold.labels.tolist())) < 2:
         raise ValueError(
-            "archive: too few readable films of a class are left on a side of the split; pneumobatch screen says what "
-            "became of each film"
+            f"archive: too few readable films of a class are left: the {name} films have one class or none; "
+            "pneumobatch screen says what became of each film"
         )
 
 
@@ -175,7 +178,8 @@ def _fit(
 ) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
     """Runs the workers; returns the best checkpoint's state with the whole history, and its validation logits."""
     plan = job.training
-    require_classes(training, validation)
+    require_classes(training, "training")
+    require_classes(validation, "validation")
     counts = [int((training.labels == value).sum()) for value in (0, 1)]
     most = max(plan.workers)
     gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu

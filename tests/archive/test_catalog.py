@@ -110,15 +110,17 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
 
 
 def test_labels_of_studies_wait_for_the_evaluation(tmp_path: Path) -> None:
-    for name in ("17.dcm", "18.dcm"):
+    for name in ("a.dcm", "b.dcm"):
         (tmp_path / name).write_bytes(b"")
     labels = tmp_path.parent / f"{tmp_path.name}.csv"
-    labels.write_text("accession,label\n17,1\n")
-    assert catalog.build(Archive(uri=str(tmp_path), labels=str(labels)))["label"].null_count == 2
-    labels.write_text("filename,label\n20,1\n")
+    archive = Archive(uri=str(tmp_path), labels=str(labels))
+    for text in ("accession,label\n17,1\n", "filename,accession,label\n,17,1\nc.dcm,18,0\n"):
+        labels.write_text(text)
+        assert catalog.build(archive)["label"].null_count == 2
+    labels.write_text("filename,accession,label\nc.dcm,17,1\n")  # which names its image by file name
     with pytest.raises(ValueError, match="no row fits an image"):
-        catalog.build(Archive(uri=str(tmp_path), labels=str(labels)))
-    assert catalog.build(Archive(uri=str(tmp_path), labels=str(labels)), growing=True)["label"].null_count == 2
+        catalog.build(archive)
+    assert catalog.build(archive, growing=True)["label"].null_count == 2
 
 
 def test_parquet_with_bytes(tmp_path: Path) -> None:
