@@ -199,7 +199,7 @@ def read_cells(uri: str) -> pa.Table:
         if uri.lower().endswith((".parquet", ".pq")):
             table = pq.read_table(pa.BufferReader(data))
         else:
-            with csv.open_csv(pa.BufferReader(data)) as reader:  # left open, its thread may abort the process at its end
+            with csv.open_csv(pa.BufferReader(data)) as reader:  # open, it may abort the process at its end
                 names = reader.schema.names
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(pa.BufferReader(data), convert_options=as_text)
