@@ -433,6 +433,19 @@ class Job(Section):
             return {**data, **{name: {**values, **data.get(name, {})} for name, values in PAPER.items()}}
         return data
 
+    @model_validator(mode="after")
+    def _output_apart(self) -> Self:
+        if (
+            self.screening.nightly
+            and self.archive.uri
+            and self.output.uri.startswith(f"{self.archive.uri.rstrip('/')}/")
+        ):
+            raise ValueError(
+                "output.uri: lies below archive.uri, so that the next night would take what this one writes for films; "
+                "give a folder beside it"
+            )
+        return self
+
 
 def read_job(path: Path) -> dict[str, Any]:
     """Returns the tables of a TOML job file, unvalidated.

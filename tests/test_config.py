@@ -63,6 +63,13 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
         Job.model_validate({"archive": {"uri": ""}})
 
 
+def test_a_night_does_not_write_into_its_archive() -> None:
+    nightly: dict[str, object] = {"screening": {"nightly": True}, "archive": {"uri": "s3://a/films/"}}
+    with pytest.raises(ValueError, match="below archive.uri"):
+        Job.model_validate(nightly | {"output": {"uri": "s3://a/films/out"}})
+    Job.model_validate(nightly | {"output": {"uri": "s3://a/films-out"}})
+
+
 @given(st.integers(1, 50))
 def test_workers_may_be_one_number_or_a_range(most: int) -> None:
     assert Job.model_validate({"training": {"workers": most}}).training.workers == (most,)

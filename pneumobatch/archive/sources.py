@@ -1,7 +1,7 @@
 """The archive's entries, a batch at a time: a folder or prefix, Parquet with images or with paths, an S3 Inventory."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import translate
 
 import pyarrow as pa
@@ -15,6 +15,9 @@ from pneumobatch.config import Archive
 
 SCHEMA = pa.schema({"path": pa.string(), "uri": pa.string(), "size": pa.int64(), "version": pa.string()})
 """An entry: path below the archive; where `fetch` finds it; bytes; what changes with the content (NULL: not known)."""
+
+Aside = Callable[[pa.Array, pa.Array], pa.Array]
+"""(paths below the archive, URIs) → bool: what is no entry."""
 
 _ROWS = 1 << 16
 """Rows of a Parquet file that are read at a time."""
@@ -30,10 +33,18 @@ def entries(config: Archive) -> Iterator[pa.RecordBatch]:
         raise ValueError("archive.uri is missing: give the folder, prefix or Parquet file of the images")
     included, excluded = _any(config.include), _any(config.exclude)
     labels = config.labels and roots.place(config.labels)
-    for batch in _all(config, config.uri):
-        keep = pc.not_equal(batch["uri"], labels or "")
-        if config.include != ("*",) or config.exclude:
-            chosen = [bool(included.match(path)) and not excluded.match(path) for path in batch["path"].to_pylist()]
+
+    def aside(paths: pa.Array, uris: pa.Array) -> pa.Array:
+        """Whether it is the label table, or excluded."""
+        is_labels = pc.equal(uris, labels or "")
+        if not config.exclude:
+            return is_labels
+        return pc.or_(is_labels, pa.array([bool(excluded.match(path)) for path in paths.to_pylist()], pa.bool_()))
+
+    for batch in _all(config, config.uri, aside):
+        keep = pc.invert(aside(batch["path"], batch["uri"]))
+        if config.include != ("*",):
+            chosen = [bool(included.match(path)) for path in batch["path"].to_pylist()]
             keep = pc.and_(keep, pa.array(chosen, pa.bool_()))
         yield batch.filter(keep)
 
@@ -47,7 +58,7 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")
 
 
-def _all(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
+def _all(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]:
     if uri.endswith(f"/*/{inventory.NAME}") or (uri.endswith(f"/{inventory.NAME}") and storage.is_file(uri)):
         for found in inventory.read(inventory.latest(uri), config.roots):
             versions = versioned(found["size"], found["version"])
@@ -64,26 +75,37 @@ def _all(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
                 f"or CSV), or the {inventory.NAME} of an S3 Inventory"
             )
     elif storage.is_folder(uri):
-        yield from _folder(config, uri)
+        yield from _folder(config, uri, aside)
     else:
         raise ValueError(f"archive.uri: {uri} does not exist")
 
 
-def _folder(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
-    """A folder of images, or of Parquet files alone."""
+def _folder(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]:
+    """A folder of images, or of Parquet files alone, not counting what is set aside.
+
+    Raises:
+        ValueError: It holds both.
+    """
     base = roots.place(uri)
     tables: list[pa.RecordBatch] = []
     images = False
     for batch in storage.scan(uri):
-        if not images and pc.all(pc.ends_with(batch["path"], ".parquet")).as_py():
-            tables.append(batch)
-            continue
-        images = True
-        for found in (*tables, batch):
-            uris = pc.binary_join_element_wise(base, found["path"], "/")
-            versions = versioned(found["size"], found["version"])
-            yield pa.record_batch([found["path"], uris, found["size"], versions], schema=SCHEMA)
-        tables = []
+        uris = pc.binary_join_element_wise(base, batch["path"], "/")
+        keep = pc.invert(aside(batch["path"], uris))
+        found, uris = batch.filter(keep), uris.filter(keep)
+        tabular = pc.ends_with(found["path"], ".parquet")
+        images = images or not pc.all(tabular, min_count=0).as_py()
+        if images and (tables or pc.any(tabular, min_count=0).as_py()):
+            raise ValueError(
+                f"archive.uri: {uri} holds Parquet files beside other files, and a Parquet archive is read in another "
+                "way than images: give a folder of one kind, or leave the others out by archive.exclude"
+            )
+        if images:
+            yield pa.record_batch(
+                [found["path"], uris, found["size"], versioned(found["size"], found["version"])], schema=SCHEMA
+            )
+        elif len(found):
+            tables.append(found)
     for batch in tables:
         for file in map(storage.File, *(column.to_pylist() for column in batch.columns)):
             yield from _parquet(config, uri, file)
@@ -147,8 +169,8 @@ def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
     try:
-        with storage.open_file(uri) as source:
-            names = csv.open_csv(source).schema.names
+        with storage.open_file(uri) as source, csv.open_csv(source) as reader:
+            names = reader.schema.names
         if config.uri_column not in names:
             raise _no_column(config, uri, names)
         kinds = {name: kind for name, kind in {config.uri_column: pa.string(), **_STATED}.items() if name in names}

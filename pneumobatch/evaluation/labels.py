@@ -24,28 +24,47 @@ def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
     """Gives films the labels of evaluation.labels, else of archive.labels, else those they were screened with.
 
     Raises:
-        ValueError: As `join_labels`; evaluation.labels fits no film at all. A table of archive.labels may: it grows.
+        ValueError: As `join_labels`; evaluation.labels fits no film at all. A table of archive.labels, or of
+            a nightly job, may: it grows.
     """
     if job.evaluation.labels:
-        return join_labels(predictions, job.evaluation.labels, job.archive)
+        return join_labels(predictions, job.evaluation.labels, job.archive, growing=job.screening.nightly)
     if job.archive.labels:
         return join_labels(predictions, job.archive.labels, job.archive, growing=True)
     return predictions
 
 
-def require_key(films: pa.Table, job: Job) -> None:
-    """Refuses, before films are screened without a key, a job whose labels could not be joined with them.
+def require_joinable(films: pa.Table, job: Job) -> None:
+    """Refuses, before films are screened, a job whose labels no evaluation could join with them afterwards.
+
+    Beside DICOM films no name is kept: their labels join by identifiers and paths as keyed hashes, or by image_id.
 
     Args:
-        films: `tables.catalog_schema` as it is published (`catalog.publishable`).
+        films: The archive as it is listed (`catalog.build`).
         job: With the table of labels of evaluation.labels, else of archive.labels.
 
     Raises:
-        ValueError: The join takes the site's key and the environment has none; a column is missing.
+        ValueError: The table names DICOM films by file name; or the join takes the site's key and the environment has
+            none; a column is missing.
     """
-    if uri := job.evaluation.labels or job.archive.labels:
-        table = storage.read_cells(uri)
-        _check_key(films, table, _columns(table, job.archive, uri)[0], uri)
+    uri = job.evaluation.labels or job.archive.labels
+    named = pc.fill_null(pc.is_in(films["format"], pa.array(["jpeg", "png"])), False)
+    dicom = pc.equal(films["format"], "dicom")
+    if not uri or not (pc.any(dicom).as_py() or not pc.any(named).as_py()):
+        return
+    table = storage.read_cells(uri)
+    kinds = _columns(table, job.archive, uri)[0]
+    _check_key(named, table, kinds, uri)
+    if uri != job.archive.labels or kinds[0] in tables.KEYED:
+        return
+    keys = table[kinds[0]].combine_chunks()
+    known = films.filter(pc.and_(films["label"].is_valid(), pc.invert(named)))["image_id"]
+    exact = pc.or_(pc.is_in(known, keys), pc.is_in(known, keyed_hashes(pa.chunked_array([keys])).combine_chunks()))
+    if not pc.all(exact, min_count=0).as_py():
+        raise ValueError(
+            f"{uri}: column {kinds[0]} names DICOM films by file name, which is not kept beside them, so they cannot "
+            "be joined after screening; name them by path below the archive, image_id, accession, study or instance"
+        )
 
 
 def label_version(predictions: pa.Table) -> str:
@@ -89,15 +108,21 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
     table = storage.read_cells(uri)
     kinds, label = _columns(table, archive, uri)
     labels = _parsed(table[label], uri)
-    _check_key(predictions, table, kinds, uri)
+    # A finding that was appended to a table where it had been pending: what is known comes first.
+    order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
+    table, labels = table.take(order), labels.take(order)
+    scored = predictions["uri"].filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
+    _check_key(scored.is_valid(), table, kinds, uri)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
     named = pa.chunked_array([pa.repeat(False, len(table))])
     for kind in kinds:
-        # A row of one image must not label the others of its study.
         cells = pc.if_else(pc.or_(named, pc.equal(pc.utf8_trim_whitespace(table[kind]), "")), None, table[kind])
-        named = pc.or_(named, cells.is_valid())
         if kind not in tables.KEYED or has_key():
-            index = pc.coalesce(index, *_rows(predictions, cells, kind, labels, uri))
+            fitting = pc.coalesce(*_rows(predictions, cells, kind, labels, uri))
+            index = pc.coalesce(index, fitting)
+            # A row of one image must not label the others of its study; a column that names none names something else.
+            if fitting.null_count < len(fitting):
+                named = pc.or_(named, cells.is_valid())
     if index.null_count == len(index) and len(table) and not growing:
         raise ValueError(
             f"{uri}: none of its {len(table)} keys ({', '.join(kinds)}) fits an image of the run; check "
@@ -134,12 +159,19 @@ def _parsed(cells: pa.ChunkedArray, uri: str) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(classes, pa.int8()).take(spelled.indices)])
 
 
-def _check_key(predictions: pa.Table, table: pa.Table, kinds: list[str], uri: str) -> None:
-    """Refuses a join that could only be made on identifiers when there is no secret to hash them with."""
+def _check_key(named: pa.ChunkedArray, table: pa.Table, kinds: list[str], uri: str) -> None:
+    """Refuses a join that could only be made on identifiers when there is no secret to hash them with.
+
+    Args:
+        named: Whether a film's path is known, film by film.
+        table: The labels.
+        kinds: Its columns that name films.
+        uri: Where it lies.
+    """
     if has_key() or not len(table):
         return
     named_by_id = kinds[0] not in tables.KEYED and pc.all(pc.match_substring_regex(table[kinds[0]], IMAGE_ID)).as_py()
-    if kinds[0] in tables.KEYED or (predictions["uri"].null_count and not named_by_id):
+    if kinds[0] in tables.KEYED or not (pc.all(named, min_count=0).as_py() or named_by_id):
         raise ValueError(
             f"{uri}: the run's films can be joined with column {', '.join(kinds)} by keyed hashes only, and {SITE_KEY} "
             "is not set; set it to the secret that the archive was screened with, name the images by image_id, or "
@@ -175,9 +207,9 @@ def _rows(
 
 
 def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri: str) -> None:
-    """A key may stand twice, as an accession does in a table of images, but not with two labels."""
+    """A key may stand twice, as an accession does in a table of images, but not with two known labels."""
     pairs = pa.table({"key": keys, "label": labels}).filter(pc.field("key").is_valid())
-    distinct = pairs.group_by("key").aggregate([("label", "count_distinct", pc.CountOptions(mode="all"))])
+    distinct = pairs.group_by("key").aggregate([("label", "count_distinct", pc.CountOptions(mode="only_valid"))])
     if (pc.max(distinct["label_count_distinct"]).as_py() or 1) > 1:
         raise ValueError(f"{uri}: column {kind} names an image twice, with two labels; keep the row that holds")
 

@@ -42,6 +42,22 @@ def unfinished(output: str) -> list[dict[str, Any]]:
     return sorted(pins, key=lambda pin: str(pin["started_at"]))
 
 
+def nights(output: str, series: str) -> list[dict[str, Any]]:
+    """Reads the records of the published nights of a series (`runs.series`), oldest first."""
+    return [
+        record
+        for record in published(output)
+        if record["run_id"].endswith(series) and record.get("config", {}).get("screening", {}).get("nightly")
+    ]
+
+
+def not_evaluated(output: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns those of the records whose run no evaluation has seen to its end: it has no review list."""
+    folder = storage.join(output, "review")
+    seen = {file.path.rpartition("/")[2].removesuffix(".parquet") for file in storage.list_files(folder)}
+    return [record for record in records if record["run_id"] not in seen]
+
+
 def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> pa.Table:
     """Returns the films that no published run of the model has taken as they are now: an anti-join, not a date.
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
 from pneumobatch.evaluation.evaluate import Result, evaluate
-from pneumobatch.evaluation.labels import require_key
-from pneumobatch.identity import has_key
+from pneumobatch.evaluation.labels import require_joinable
+from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
-from pneumobatch.screening import lease, ledger
+from pneumobatch.screening import lease, ledger, runs
 from pneumobatch.screening.explain import explain
 from pneumobatch.screening.pipeline import already, finish
 from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series
@@ -41,10 +41,11 @@ def night(job: Job) -> Night:
     bundle = bundles.load(uri)
     name = f"nightly-{series(job, bundle)}"
     with lease.hold(job.output.uri, name) as held:
+        nights = ledger.nights(job.output.uri, series(job, bundle))
+        _check_site_key(nights)
         films = catalog.build(job.archive, growing=True)
-        if not has_key():
-            require_key(catalog.publishable(films, keep_uri=job.output.keep_source_uri), job)
-        tonight = Run(job, bundle)
+        require_joinable(films, job)
+        tonight = _tonight(job, bundle)
         left = [run for run in _left(job, bundle) if run.run_id != tonight.run_id]
         records, over_budget = [], []
         for run in [*left, tonight]:
@@ -53,8 +54,32 @@ def night(job: Job) -> Night:
             except OverBudgetError as error:  # it must not stop the nights after it
                 say(f"not published: {error}")
                 over_budget.append(str(error))
-        result = _evaluated(job, records)
+        result = _evaluated(job, [*ledger.not_evaluated(job.output.uri, nights), *records])
     return Night(records, result, over_budget)
+
+
+def _check_site_key(nights: list[dict[str, Any]]) -> None:
+    """Refuses a night under another site key than those before it, which knew every film by other ids.
+
+    Raises:
+        ValueError: It is another key, or none.
+    """
+    known = [night for night in nights if "site_key" in night]
+    if known and known[-1]["site_key"] != key_check():
+        raise ValueError(
+            f"{SITE_KEY} is not what it was when {known[-1]['run_id']} was published, so every film would count as a "
+            "new one; set it as it was (not at all, if it was not), or give another output.uri"
+        )
+
+
+def _tonight(job: Job, bundle: bundles.Bundle) -> Run:
+    """Tonight's run; where one of this date was started under another configuration, one beside it."""
+    run_id = runs.default_id(job, bundle)
+    for pin in (*ledger.unfinished(job.output.uri), *ledger.published(job.output.uri)):
+        if pin["run_id"] == run_id and pin["configuration"] != fingerprint(job):
+            date, ours = run_id[:10], series(job, bundle)
+            return Run(job, bundle, f"{date}-{fingerprint(job)[:6]}-{ours}")
+    return Run(job, bundle, run_id)
 
 
 def _finished(run: Run, tonight: Run, uri: str, films: Any, held: lease.Lease, left: list[Run]) -> dict[str, Any]:
@@ -80,7 +105,9 @@ def _left(job: Job, bundle: bundles.Bundle) -> list[Run]:
 
 
 def _evaluated(job: Job, records: list[dict[str, Any]]) -> Result | None:
-    if not records:
-        return None
-    options = job.evaluation.model_copy(update={"run_id": records[-1]["run_id"], "scope": "model"})
-    return evaluate(job.model_copy(update={"evaluation": options}), explain)
+    """Every night that no evaluation has seen leaves its lists, drift and report, tonight's last."""
+    result = None
+    for run_id in dict.fromkeys(record["run_id"] for record in records):
+        options = job.evaluation.model_copy(update={"run_id": run_id, "scope": "model"})
+        result = evaluate(job.model_copy(update={"evaluation": options}), explain)
+    return result

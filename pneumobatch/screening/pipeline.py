@@ -15,6 +15,7 @@ from pneumobatch import __version__, cluster
 from pneumobatch.archive import catalog
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Job, Screening
+from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware
 from pneumobatch.progress import say, track
@@ -161,11 +162,21 @@ def decided(config: Screening, uri: str, bundle: bundles.Bundle, resources: clus
     gpu = resources.gpus > 0
     if resources.local:
         return decide(config, uri, bundle, gpu, images)
-    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(decide)
+
+    def there() -> tuple[Plan, str]:
+        return decide(config, uri, bundle, gpu, images), key_check()
+
+    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(there)
     try:
-        return ray.get(task.remote(config, uri, bundle, gpu, images))
+        plan, key = ray.get(task.remote())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    if key != key_check():
+        raise ValueError(
+            f"{SITE_KEY} of the cluster's workers is another than here, or not set in one place: hashes of paths and "
+            "of what films say of themselves would not fit; set it to the site's secret in both"
+        )
+    return plan
 
 
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:

@@ -24,10 +24,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pneumobatch import storage, tables
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
+from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models.bundle import Bundle
 from pneumobatch.screening import reconcile
 from pneumobatch.screening.reconcile import Predictions
@@ -59,7 +61,7 @@ class Run:
         self.run_id = run_id or job.screening.run_id or default_id(job, bundle)
         self.record_uri = storage.join(job.output.uri, "runs", f"{self.run_id}.json")
         self.staging = storage.join(job.output.uri, "_staging", self.run_id)
-        self.identity = {"model_id": bundle.model_id, "configuration": fingerprint(job)}
+        self.identity = {"model_id": bundle.model_id, "configuration": fingerprint(job), "site_key": key_check()}
         self._waiting: list[pa.Table] = []
         self._started = self._flushed = time.monotonic()
         self.refresh()
@@ -69,10 +71,10 @@ class Run:
         self.record: dict[str, Any] | None = read_json(self.record_uri)
         self.pin: dict[str, Any] | None = self.record or read_json(storage.join(self.staging, "run.json"))
         for key, value in self.identity.items():
-            if self.pin and self.pin[key] != value:
+            if self.pin and self.pin.get(key, value) != value:  # runs of older versions do not name their site key
                 raise ValueError(
                     f"screening.run_id: {self.run_id} was started with another {key} ({self.pin[key]}, now {value}); "
-                    "choose another run_id"
+                    + (f"set {SITE_KEY} as it was" if key == "site_key" else "choose another run_id")
                 )
 
     def begin(self, films: pa.Table) -> pa.Table:
@@ -155,7 +157,12 @@ class Run:
     def _check_budget(self, found: Predictions) -> None:
         screening, failed = self.job.screening, found.count(Status.FAILED)
         allowed = max(screening.failure_budget * found.rows, screening.failures_allowed)
-        if failed > allowed or (failed == found.rows and failed > screening.failures_allowed):
+
+        def over(failures: int) -> bool:
+            none_left = failures == found.rows and screening.failure_budget < 1
+            return failures > (screening.failures_allowed if none_left else allowed)
+
+        if over(failed) and over(failed - self._removed(found)):
             reasons = ", ".join(f"{reason} {n}" for (status, reason), n in found.reasons if status == Status.FAILED)
             text = (
                 f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
@@ -164,6 +171,15 @@ class Run:
             )
             storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
             raise OverBudgetError(text)
+
+    def _removed(self, found: Predictions) -> int:
+        """Films that failed and are no longer in the archive: they were mended, by taking them away."""
+        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status", "reason"])
+        failed = pc.and_(
+            pc.equal(rows["status"], Status.FAILED.value), pc.invert(pc.is_in(rows["reason"], pa.array(PASSING)))
+        )
+        there = pc.is_in(rows["image_id"], self.films["image_id"].combine_chunks())
+        return int(pc.sum(pc.and_not(failed, there), min_count=0).as_py())
 
     def publish(self, found: Predictions, facts: dict[str, Any]) -> dict[str, Any]:
         """Creates catalogue and predictions, then the record that makes them visible, then removes the staging.
@@ -227,7 +243,7 @@ def _kept(films: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
 
 
 def default_id(job: Job, bundle: Bundle) -> str:
-    """Names tonight's run of a model over an archive."""
+    """Names today's run of a model over an archive."""
     return f"{datetime.now(UTC):%Y-%m-%d}-{series(job, bundle)}"
 
 

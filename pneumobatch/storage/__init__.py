@@ -199,12 +199,16 @@ def read_cells(uri: str) -> pa.Table:
         if uri.lower().endswith((".parquet", ".pq")):
             table = pq.read_table(pa.BufferReader(data))
         else:
-            with csv.open_csv(pa.BufferReader(data)) as reader:  # open, it may abort the process at its end
+            lines = csv.ParseOptions(newlines_in_values=True)
+            # Closed, as its thread may abort a process that ends before it.
+            with csv.open_csv(pa.BufferReader(data), parse_options=lines) as reader:
                 names = reader.schema.names
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
-            table = csv.read_csv(pa.BufferReader(data), convert_options=as_text)
+            table = csv.read_csv(pa.BufferReader(data), parse_options=lines, convert_options=as_text)
     except pa.ArrowInvalid:
         raise ValueError(f"{uri}: not a readable CSV or Parquet table") from None
+    if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+        raise ValueError(f"{uri}: two columns are called {twice[0]}; rename one")
     flat = [name for name in table.column_names if not pa.types.is_nested(table.schema.field(name).type)]
     return pa.table({name: pc.cast(table[name], pa.string()) for name in flat})
 

@@ -109,6 +109,19 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
         catalog.build(Archive(uri=str(folder), labels=str(labels)))
 
 
+def test_beside_parquet_only_what_is_set_aside_may_lie(folder: Path, tmp_path: Path) -> None:
+    picture = (folder / "other.png").read_bytes()
+    home = tmp_path / "tables"
+    home.mkdir()
+    pq.write_table(pa.table({"bytes": [picture, picture]}), home / "films.parquet")
+    (home / "labels.csv").write_text("path,label\nfilms.parquet#000000001,1\n")
+    (home / "README.txt").write_text("x")
+    with pytest.raises(ValueError, match="holds Parquet files beside other files"):
+        catalog.build(Archive(uri=str(home)))
+    archive = Archive(uri=str(home), labels=str(home / "labels.csv"), exclude=("*.txt",))
+    assert catalog.build(archive)["label"].to_pylist() == [None, 1]
+
+
 def test_labels_of_studies_wait_for_the_evaluation(tmp_path: Path) -> None:
     for name in ("a.dcm", "b.dcm"):
         (tmp_path / name).write_bytes(b"")

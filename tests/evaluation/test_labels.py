@@ -77,11 +77,23 @@ def test_late_labels_join_by_the_hashed_path_where_no_path_is_kept(tmp_path, dic
         ("study,accession,instance,label\n9.0,A000,1.2.1,1\n9.0,A000,1.2.0,0\n,A002,,0\n", {0: 0, 1: 1, 4: 0, 5: 0}),
         ("file,accession,label\n,A002,1\nward/Doe_0.dcm,,0\n", {0: 0, 4: 1, 5: 1}),
         ("accession,report,label\nA001,x,1\nA001,y,1\n", {2: 1, 3: 1}),
+        # What was pending when it was first appended, and a report of two lines.
+        ('accession,report,label\nA001,x,pending\nA001,"y\nz",1\nA001,,pending\n', {2: 1, 3: 1}),
+        # A column that names no film at all names something else, such as patients.
+        ("name,accession,label\nDOE^JANE,A001,1\nROE^RICHARD,A002,0\n", {2: 1, 3: 1, 4: 0, 5: 0}),
     ],
 )
 def test_late_labels_join_by_keyed_identifiers(tmp_path, dicom, text, labels):
     joined = join_labels(dicom, write(tmp_path, text), config.Archive())
     assert {i: v for i, v in enumerate(joined["label"].to_pylist()) if v is not None} == labels
+
+
+def test_a_stray_file_without_a_path_does_not_stop_joins_by_path(tmp_path, predictions):
+    stray = put(predictions, "uri", [None, *predictions["uri"].to_pylist()[1:]])
+    stray = put(stray, "status", ["failed", *stray["status"].to_pylist()[1:]])
+    second = predictions["uri"][1].as_py()
+    joined = join_labels(stray, write(tmp_path, f"path,label\n{second},1\n"), config.Archive())
+    assert joined["label"].to_pylist()[:3] == [None, 1, None]
 
 
 @pytest.mark.parametrize("column", ["path", "file", "accession", "study", "instance"])
@@ -134,7 +146,8 @@ ONE, TWO = f"{0:032x}", f"{1:032x}"
         ("x,label\na,1\n", "none of the columns uri, image_id, .*; set archive.key_column to one of x, label"),
         ("uri,class\na,1\n", "no column label; set archive.label_column"),
         (f"uri,label\n{ONE},1\n{ONE},0\n", "names an image twice, with two labels"),
-        (f"uri,label\n{ONE},1\n{ONE},pending\n", "names an image twice, with two labels"),
+        (f"uri,label\n{ONE},1\n{ONE},pending\n{ONE},0\n", "names an image twice, with two labels"),
+        (f"uri,site,site,label\n{ONE},a,b,1\n", "two columns are called site"),
         (f"uri,label\n{ONE},1\n{TWO},Doe Jane\n", "row 2: the label is none of"),
         ("uri,label\nelsewhere,1\n", r"none of its 1 keys \(uri\) fits"),
         ("uri,label\n1,2,3\n", "not a readable CSV"),

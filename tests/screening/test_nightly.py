@@ -150,6 +150,53 @@ def test_a_night_over_budget_does_not_stop_the_next_and_is_published_once_mended
     assert mended.over_budget == []
     assert Counter(row["status"] for row in rows(tmp_path, mended.records[0])) == {"scored": 2, "failed": 2}
     assert mended.records[1]["counts"]["catalogued"] == 0
+    # Each of the nights has its lists, also the one that came late.
+    listed = {path.stem for path in (tmp_path / "out" / "review").rglob("*.parquet")}
+    assert listed == {record["run_id"] for record in ledger.published(str(tmp_path / "out"))}
+    assert len(listed) == 3
+
+
+def test_a_bad_film_that_is_taken_away_no_longer_holds_up_its_night(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    write(tmp_path / "in", "0.png", 0)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no film")
+    assert night(job(tmp_path, bundle_uri)).over_budget
+    (tmp_path / "in" / "bad.png").unlink()
+    mended = night(job(tmp_path, bundle_uri))
+    assert mended.over_budget == []
+    assert Counter(row["status"] for row in rows(tmp_path, mended.records[-1])) == {"scored": 1, "failed": 1}
+
+
+def test_a_changed_configuration_has_a_run_of_its_own_on_the_same_date(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    write(tmp_path / "in", "0.png", 0)
+    (tmp_path / "in" / "page.html").write_bytes(b"<html>")
+    first = job(tmp_path, bundle_uri)
+    assert night(first).over_budget
+    without = first.model_copy(update={"archive": first.archive.model_copy(update={"exclude": ("*.html",)})})
+    done = night(without)
+    assert done.over_budget == []
+    assert names(tmp_path, done.records[-1]) == ["0.png"]
+    assert night(without).records == done.records
+
+
+def test_a_night_under_another_site_key_is_refused(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write(tmp_path / "in", "0.png", 0)
+    monkeypatch.setenv(SITE_KEY, "the key")
+    (record,) = night(job(tmp_path, bundle_uri)).records
+    assert "the key" not in str(record)
+    calendar(2)
+    for other in ("", "another"):
+        monkeypatch.setenv(SITE_KEY, other)
+        with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was"):
+            night(job(tmp_path, bundle_uri))
+    monkeypatch.setenv(SITE_KEY, "the key")
+    assert night(job(tmp_path, bundle_uri)).records[-1]["counts"]["catalogued"] == 0
 
 
 def test_two_at_once_one_works_and_the_other_says_who(
@@ -226,14 +273,18 @@ def test_labels_that_only_a_key_could_join_are_refused_before_the_night(
     bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(SITE_KEY, raising=False)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "1.dcm").write_bytes(b"by its name a DICOM file")
+    (tmp_path / "in" / "ward").mkdir(parents=True)
+    (tmp_path / "in" / "ward" / "1.dcm").write_bytes(b"by its name a DICOM file")
     (tmp_path / "labels.csv").write_text("accession,label\nA1,1\n")
     nightly = job(tmp_path, bundle_uri)
     nightly = nightly.model_copy(
         update={"archive": nightly.archive.model_copy(update={"labels": str(tmp_path / "labels.csv")})}
     )
     with pytest.raises(ValueError, match=f"keyed hashes only, and {SITE_KEY} is not set"):
+        night(nightly)
+    monkeypatch.setenv(SITE_KEY, "k")
+    (tmp_path / "labels.csv").write_text("file,label\n1.dcm,1\n")
+    with pytest.raises(ValueError, match="names DICOM films by file name"):
         night(nightly)
     assert ledger.published(str(tmp_path / "out")) == []
 
