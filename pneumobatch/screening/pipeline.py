@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -125,7 +126,10 @@ def score(
     )  # fmt: skip
     rows = films.select(["image_id", "uri", "version"]).combine_chunks()
     block = block_images(job.screening, len(rows), gpu)
-    chunks = [rows.slice(start, block) for start in range(0, len(rows), block)]
+    # The first blocks are one batch each: what comes first is seen, and safe, some seconds sooner.
+    ahead = min(scorers(job.screening, resources) * plan.batch_size, len(rows)) if plan.batch_size < block else 0
+    edges = [*range(0, ahead, plan.batch_size), *range(ahead, len(rows), block), len(rows)]
+    chunks = [rows.slice(start, end - start) for start, end in pairwise(edges)]
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
 
     def decode(chunk: pa.Table) -> pa.Table:
@@ -142,10 +146,15 @@ def score(
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
+def scorers(config: Screening, resources: cluster.Resources) -> int:
+    """Scorers that the engine has room for at its start."""
+    return config.scorers or int(resources.gpus or resources.cpus) or 1
+
+
 def pool(config: Screening, resources: cluster.Resources, blocks: int) -> ActorPoolStrategy:
     """One scorer a GPU, or a CPU where there are none; on a cluster as many as come: a node that joins is used, and
     one that goes is not waited for."""
-    there = min(config.scorers or int(resources.gpus or resources.cpus) or 1, blocks)
+    there = min(scorers(config, resources), blocks)
     if config.scorers or resources.local:
         return ActorPoolStrategy(size=there)
     return ActorPoolStrategy(min_size=1, initial_size=there, max_size=blocks)

@@ -158,16 +158,18 @@ class Run:
         screening, failed = self.job.screening, found.count(Status.FAILED)
         allowed = max(screening.failure_budget * found.rows, screening.failures_allowed)
 
-        def over(failures: int) -> bool:
-            none_left = failures == found.rows and screening.failure_budget < 1
-            return failures > (screening.failures_allowed if none_left else allowed)
+        def over(removed: int) -> bool:
+            failures = failed - removed
+            # Where nothing could be read at all, no share of it is a success.
+            return failures > (screening.failures_allowed if failures == found.rows - removed else allowed)
 
-        if over(failed) and over(failed - self._removed(found)):
+        if over(0) and over(self._removed(found)):
             reasons = ", ".join(f"{reason} {n}" for (status, reason), n in found.reasons if status == Status.FAILED)
             text = (
                 f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
                 f"screening.failure_budget = {screening.failure_budget:.0%} allows; nothing was published. Mend the "
-                "archive or raise the budget and start the same run again: what was scored is kept"
+                "bad films or take them away, or raise the budget (or screening.failures_allowed), and start the same "
+                "run again: what was scored is kept"
             )
             storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
             raise OverBudgetError(text)
