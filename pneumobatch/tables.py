@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SCHEMA_VERSION = 3
 """1: first; 2: `version`, the keyed identities, and label versions of summaries; 3: `uncertain`, and what summaries say
@@ -108,6 +109,11 @@ def label_columns(names: Sequence[str], key: str | None, label: str, where: str)
             raise ValueError(f"{where}: {missing}; set archive.{option} to one of {', '.join(names)}")
     assert found is not None
     return found, label
+
+
+def known_pictures(formats: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whether a file is known to be JPEG or PNG, so that its path may be written, and not perhaps DICOM; never NULL."""
+    return pc.fill_null(pc.is_in(formats, pa.array(["jpeg", "png"])), False)
 
 
 _CLASSES = {"pneumonia": 1, "1": 1, "true": 1, "normal": 0, "0": 0, "false": 0}

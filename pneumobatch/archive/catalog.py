@@ -128,7 +128,7 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
         unkeyed hash could be looked up).
     """
     if keep_uri is None:
-        keep_uri = bool(pc.all(pc.fill_null(pc.is_in(catalog["format"], pa.array(["jpeg", "png"])), False)).as_py())
+        keep_uri = bool(pc.all(tables.known_pictures(catalog["format"])).as_py())
     patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
     public = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
     hidden = keyed_hashes(pc.if_else(public, None, patient)) if has_key() else missing

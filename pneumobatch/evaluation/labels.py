@@ -48,7 +48,7 @@ def require_joinable(films: pa.Table, job: Job) -> None:
             none; a column is missing.
     """
     uri = job.evaluation.labels or job.archive.labels
-    named = pc.fill_null(pc.is_in(films["format"], pa.array(["jpeg", "png"])), False)
+    named = tables.known_pictures(films["format"])
     dicom = pc.equal(films["format"], "dicom")
     if not uri or not (pc.any(dicom).as_py() or not pc.any(named).as_py()):
         return

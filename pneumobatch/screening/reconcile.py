@@ -176,7 +176,7 @@ def predictions(
 
 def _publishable(uris: pa.Array, kind: pa.ChunkedArray, *, certain: bool) -> pa.ChunkedArray:
     """A path is only written where the file is known to be no DICOM file, by its content or else by its name."""
-    known = pc.fill_null(pc.is_in(kind, pa.array(["jpeg", "png"])), False)
+    known = tables.known_pictures(kind)
     return uris if certain else pc.if_else(known, uris, None)
 
 
