@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pneumobatch.archive import catalog
 from pneumobatch.config import Archive, Job
-from pneumobatch.training.splits import validation_fold
+from pneumobatch.training.splits import usable, validation_fold
 
 COLUMNS = ["image_id", "uri", "bytes", "sha256", "duplicate_of", "label", "patient"]
 
@@ -54,7 +54,7 @@ def split(job: Job, protocol: str) -> Split | NotRun:
 def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     test, films = _listed(job.archive.model_copy(update={"uri": uri})), _listed(job.archive)
     # Copies of a test film are found in the training folder because the test films stand first.
-    both = _usable(catalog.find_duplicates(pa.concat_tables([test, films]), job.archive.max_bytes), uri)
+    both = usable(catalog.find_duplicates(pa.concat_tables([test, films]), job.archive.max_bytes), uri)
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
     known = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], test["patient"].combine_chunks()))
@@ -71,7 +71,7 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
 
 
 def _paper_like(job: Job) -> tuple[pa.Table, pa.Table, str]:
-    films = _usable(catalog.find_duplicates(_listed(job.archive), job.archive.max_bytes), str(job.archive.uri))
+    films = usable(catalog.find_duplicates(_listed(job.archive), job.archive.max_bytes), str(job.archive.uri))
     wanted = job.experiment.held_out
     held = held_out(films["label"].to_pylist(), films["patient"].to_pylist(), wanted, job.training.seed)
     test, rest = films.filter(pa.array(held)), films.filter(pa.array(~held))
@@ -93,16 +93,6 @@ def _paper_like(job: Job) -> tuple[pa.Table, pa.Table, str]:
 
 def _listed(archive: Archive) -> pa.Table:
     return catalog.build(archive).select(COLUMNS)
-
-
-def _usable(films: pa.Table, uri: str) -> pa.Table:
-    usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
-    if not usable.num_rows:
-        raise ValueError(
-            f"archive.uri: no film of {uri} has a label; give class folders, or "
-            "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
-        )
-    return usable
 
 
 def held_out(

@@ -5,8 +5,25 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _NUMBER = re.compile(r"([0-9]+)(?=[^0-9]*$)")
+
+
+def usable(films: pa.Table, uri: str) -> pa.Table:
+    """Returns the films that can train or judge: labelled, and no copy of another.
+
+    Raises:
+        ValueError: There is none in the archive, which lies at `uri`.
+    """
+    known = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
+    if not known.num_rows:
+        raise ValueError(
+            f"archive.uri: no film of {uri} has a label; give class folders, or "
+            "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
+        )
+    return known
 
 
 def validation_fold(

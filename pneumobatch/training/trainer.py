@@ -29,7 +29,7 @@ from pneumobatch.models.weights import save_bundle
 from pneumobatch.progress import say, track
 from pneumobatch.tables import Status
 from pneumobatch.training import card, loop
-from pneumobatch.training.splits import validation_fold
+from pneumobatch.training.splits import usable, validation_fold
 
 BLOCK_FILMS = 256
 """Films a decode task."""
@@ -80,24 +80,19 @@ def train(job: Job) -> Trained:
     staging = storage.join(job.output.uri, "_staging", run_id)
     if _begin(job, films, target, staging):
         return Trained(run_id, target, bundles.load(target))
-    usable = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
-    if not usable.num_rows:
-        raise ValueError(
-            f"archive.uri: no film of {job.archive.uri} has a label; give class folders, or "
-            "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
-        )
+    known = usable(films, str(job.archive.uri))
     plan = job.training
     held = validation_fold(
-        usable["label"].to_pylist(), usable["patient"].to_pylist(), plan.validation_fraction, plan.seed,
+        known["label"].to_pylist(), known["patient"].to_pylist(), plan.validation_fraction, plan.seed,
         shifted=plan.validation == "shifted",
     )  # fmt: skip
     started = time.time()
     with cluster.engine(job.cluster) as resources:
-        training = decode(job, usable.filter(pa.array(~held)), cache_size(job), "decode training films")
-        validation = decode(job, usable.filter(pa.array(held)), job.network.image_size, "decode validation films")
+        training = decode(job, known.filter(pa.array(~held)), cache_size(job), "decode training films")
+        validation = decode(job, known.filter(pa.array(held)), job.network.image_size, "decode validation films")
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
         state, logits = _fit(job, there, training, validation, run_id, staging)
-    data = _data(films, usable, training, validation)
+    data = _data(films, known, training, validation)
     fingerprint = _fingerprint(job, films)
     seconds = time.time() - started
     trained = _bundle(job, target, state, logits, validation, data, fingerprint, seconds)
@@ -283,7 +278,7 @@ def _epochs(history: str, epochs: int) -> Iterator[None]:
         thread.join()
 
 
-def _data(films: pa.Table, usable: pa.Table, training: Fold, validation: Fold) -> dict[str, Any]:
+def _data(films: pa.Table, known: pa.Table, training: Fold, validation: Fold) -> dict[str, Any]:
     used = len(training.labels) + len(validation.labels)
     return {
         "train": len(training.labels),
@@ -294,7 +289,7 @@ def _data(films: pa.Table, usable: pa.Table, training: Fold, validation: Fold) -
         "validation_well": int((validation.labels == 0).sum()),
         "left_out": films.num_rows - used,
         "unreadable": training.unreadable + validation.unreadable,
-        "patients_known": bool(pc.all(pc.is_valid(usable["patient"])).as_py()),
+        "patients_known": bool(pc.all(pc.is_valid(known["patient"])).as_py()),
     }
 
 
