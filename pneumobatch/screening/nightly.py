@@ -75,10 +75,9 @@ def _check_site_key(nights: list[dict[str, Any]]) -> None:
 def _tonight(job: Job, bundle: bundles.Bundle) -> Run:
     """Tonight's run; where one of this date was started under another configuration, one beside it."""
     run_id = runs.default_id(job, bundle)
-    for pin in (*ledger.unfinished(job.output.uri), *ledger.published(job.output.uri)):
-        if pin["run_id"] == run_id and pin["configuration"] != fingerprint(job):
-            date, ours = run_id[:10], series(job, bundle)
-            return Run(job, bundle, f"{date}-{fingerprint(job)[:6]}-{ours}")
+    _, pin = runs.started(job.output.uri, run_id)
+    if pin and pin["configuration"] != fingerprint(job):
+        run_id = f"{run_id[:10]}-{fingerprint(job)[:6]}-{series(job, bundle)}"
     return Run(job, bundle, run_id)
 
 

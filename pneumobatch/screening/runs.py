@@ -68,8 +68,7 @@ class Run:
 
     def refresh(self) -> None:
         """Reads what is on disk: `record` where the run is published, `pin` where it was ever started."""
-        self.record: dict[str, Any] | None = read_json(self.record_uri)
-        self.pin: dict[str, Any] | None = self.record or read_json(storage.join(self.staging, "run.json"))
+        self.record, self.pin = started(self.job.output.uri, self.run_id)
         for key, value in self.identity.items():
             if self.pin and self.pin.get(key, value) != value:  # runs of older versions do not name their site key
                 raise ValueError(
@@ -242,6 +241,12 @@ class Run:
 def _kept(films: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
     """Filters a table; one that is kept whole is not copied, as a million films take 200 MB."""
     return films if pc.all(chosen, min_count=0).as_py() else films.filter(chosen)
+
+
+def started(output: str, run_id: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Reads a run's record, where it is published, and its pin, where it was ever started."""
+    record = read_json(storage.join(output, "runs", f"{run_id}.json"))
+    return record, record or read_json(storage.join(output, "_staging", run_id, "run.json"))
 
 
 def default_id(job: Job, bundle: Bundle) -> str:
