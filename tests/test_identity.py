@@ -104,7 +104,8 @@ def film(planted: Planted, charset: str, **changed: object) -> bytes:
     dataset.PatientID, dataset.AccessionNumber = planted.text(), planted.text()
     dataset.StudyInstanceUID, dataset.SOPInstanceUID = f"2.25.{planted.number()}", f"2.25.{planted.number()}"
     dataset.StudyDate, dataset.PatientBirthDate = MONTH.replace("-", "") + DAY, "19310217"
-    planted.texts |= {"19310217", "1931-02-17", "731907"}
+    # With its seconds: six digits alone come up in Ray's logs by chance, about once in a million places.
+    planted.texts |= {"19310217", "1931-02-17", "11.731907"}
     values: dict[str, object] = {
         "SOPClassUID": ComputedRadiographyImageStorage, "Modality": "CR", "BodyPartExamined": "CHEST",
         "ViewPosition": "PA", "PatientSex": "F", "PatientAge": "004Y", "Manufacturer": "Works",

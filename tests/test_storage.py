@@ -48,7 +48,7 @@ def test_bytes_and_tables_round_trip(base: str) -> None:
     assert pq.read_table(path, filesystem=where, partitioning=None).equals(table)
 
 
-def test_listing_leaves_hidden_files_out_and_deleting_takes_all(base: str) -> None:
+def test_files_are_listed_without_hidden_ones_and_deleting_takes_all(base: str) -> None:
     for name in ("x/1.png", "x/y/2.png", "x/_staging/3", "x/.hidden", "x/y/z/_4"):
         storage.write_bytes(storage.join(base, name), b"12")
     found = sorted(storage.list_files(storage.join(base, "x")))

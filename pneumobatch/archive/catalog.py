@@ -1,6 +1,7 @@
 """Folder, object prefix, Parquet or S3 Inventory → one row an image, with a stable id and what is known about it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pneumobatch import tables
-from pneumobatch.archive import fetch, sources
+from pneumobatch.archive import fetch, left_out, sources
 from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
 from pneumobatch.identity import has_key, keyed_hashes
@@ -24,7 +25,8 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
     `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
     archive moves, and whether a listing, a manifest or an S3 Inventory names the image. `version` changes when the
     object does; it is NULL for objects of a manifest that does not state their `etag`. `uri` and `patient` are for use
-    inside the process: `publishable` takes out of them what must not be written.
+    inside the process: `publishable` takes out of them what must not be written. How many files are there and have no
+    row, because of their names or by archive.include and archive.exclude, `left_out` tells.
 
     Args:
         config: The archive.
@@ -35,9 +37,11 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
         ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, or the
             labels cannot be read.
     """
-    entries = _sorted(pa.Table.from_batches(sources.entries(config), schema=sources.SCHEMA))
+    without: Counter[str] = Counter()
+    entries = _sorted(pa.Table.from_batches(sources.entries(config, without), schema=sources.SCHEMA))
     if not len(entries):
-        raise ValueError(f"archive.uri: {config.uri} holds no file that archive.include and archive.exclude leave")
+        why = f" ({text})" if (text := left_out.told(without)) else ""
+        raise ValueError(f"archive.uri: {config.uri} holds no file that archive.include and archive.exclude leave{why}")
     paths = entries["path"]
     # Columns are dropped as soon as they are used: at a million images each is some 100 MB.
     columns = {
@@ -58,7 +62,8 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
         "patient": known.pop("patient"),
     }
     subgroups = sorted(known)
-    return pa.table(columns | {name: known[name] for name in subgroups}, schema=tables.catalog_schema(subgroups))
+    columns |= {name: known[name] for name in subgroups}
+    return left_out.marked(pa.table(columns, schema=tables.catalog_schema(subgroups)), without)
 
 
 def _sorted(entries: pa.Table) -> pa.Table:

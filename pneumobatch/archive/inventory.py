@@ -176,7 +176,6 @@ def _objects(batch: pa.RecordBatch, bucket: str, encoded: bool, allowed: Roots) 
     tags = pc.utf8_trim(tags, '"')
     columns = {"path": allowed.below(uris), "uri": uris, "size": sizes, "version": tags}
     found = pa.record_batch(columns)
-    # As in a listing, hidden files (a part beginning with . or _) are left out.
-    found = found.filter(pc.fill_null(pc.invert(pc.match_substring_regex(found["path"], r"(^|/)[._]")), False))
+    found = found.filter(pc.is_valid(found["path"]))
     if len(found):
         yield found

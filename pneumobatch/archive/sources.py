@@ -1,6 +1,7 @@
 """The archive's entries, a batch at a time: a folder or prefix, Parquet with images or with paths, an S3 Inventory."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import translate
 
@@ -23,8 +24,13 @@ _ROWS = 1 << 16
 """Rows of a Parquet file that are read at a time."""
 
 
-def entries(config: Archive) -> Iterator[pa.RecordBatch]:
+def entries(config: Archive, left_out: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Lists the entries that archive.include and archive.exclude leave; the label table is none.
+
+    Args:
+        config: The archive.
+        left_out: Counts what is there and is no entry: `hidden` (files, and folders of a local archive as one each,
+            whose names begin with . or _; a manifest may name them) and `excluded`.
 
     Raises:
         ValueError: The archive is not named, does not exist, or a manifest of it is refused.
@@ -41,12 +47,22 @@ def entries(config: Archive) -> Iterator[pa.RecordBatch]:
             return is_labels
         return pc.or_(is_labels, pa.array([bool(excluded.match(path)) for path in paths.to_pylist()], pa.bool_()))
 
-    for batch in _all(config, config.uri, aside):
+    for batch in _all(config, config.uri, aside, left_out):
         keep = pc.invert(aside(batch["path"], batch["uri"]))
         if config.include != ("*",):
             chosen = [bool(included.match(path)) for path in batch["path"].to_pylist()]
             keep = pc.and_(keep, pa.array(chosen, pa.bool_()))
-        yield batch.filter(keep)
+        yield _kept(batch, keep, left_out, "excluded")
+
+
+def _kept(batch: pa.RecordBatch, keep: pa.Array, left_out: Counter[str], why: str) -> pa.RecordBatch:
+    kept = batch.filter(keep)
+    left_out[why] += len(batch) - len(kept)
+    return kept
+
+
+def _seen(batch: pa.RecordBatch, left_out: Counter[str]) -> pa.RecordBatch:
+    return _kept(batch, pc.invert(storage.hidden(batch["path"])), left_out, "hidden")
 
 
 def versioned(sizes: pa.Array, versions: pa.Array) -> pa.Array:
@@ -58,9 +74,10 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(translate(pattern) for pattern in patterns) or "(?!)")
 
 
-def _all(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]:
+def _all(config: Archive, uri: str, aside: Aside, left_out: Counter[str]) -> Iterator[pa.RecordBatch]:
     if uri.endswith(f"/*/{inventory.NAME}") or (uri.endswith(f"/{inventory.NAME}") and storage.is_file(uri)):
-        for found in inventory.read(inventory.latest(uri), config.roots):
+        for listed in inventory.read(inventory.latest(uri), config.roots):
+            found = _seen(listed, left_out)
             versions = versioned(found["size"], found["version"])
             yield pa.record_batch([found["path"], found["uri"], found["size"], versions], schema=SCHEMA)
     elif storage.is_file(uri):
@@ -75,12 +92,12 @@ def _all(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]:
                 f"or CSV), or the {inventory.NAME} of an S3 Inventory"
             )
     elif storage.is_folder(uri):
-        yield from _folder(config, uri, aside)
+        yield from _folder(config, uri, aside, left_out)
     else:
         raise ValueError(f"archive.uri: {uri} does not exist")
 
 
-def _folder(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]:
+def _folder(config: Archive, uri: str, aside: Aside, left_out: Counter[str]) -> Iterator[pa.RecordBatch]:
     """A folder of images, or of Parquet files alone, not counting what is set aside.
 
     Raises:
@@ -89,10 +106,11 @@ def _folder(config: Archive, uri: str, aside: Aside) -> Iterator[pa.RecordBatch]
     base = roots.place(uri)
     tables: list[pa.RecordBatch] = []
     images = False
-    for batch in storage.scan(uri):
+    for listed in storage.scan(uri):
+        batch = _seen(listed, left_out)
         uris = pc.binary_join_element_wise(base, batch["path"], "/")
         keep = pc.invert(aside(batch["path"], uris))
-        found, uris = batch.filter(keep), uris.filter(keep)
+        found, uris = _kept(batch, keep, left_out, "excluded"), uris.filter(keep)
         tabular = pc.ends_with(found["path"], ".parquet")
         images = images or not pc.all(tabular, min_count=0).as_py()
         if images and (tables or pc.any(tabular, min_count=0).as_py()):

@@ -26,6 +26,7 @@ def catalog(job_file: JobFile = None, /, *, archive: Archive = Archive(), output
     """List an archive: one row an image, with a stable id and what is known of it."""
     from pneumobatch import storage
     from pneumobatch.archive import catalog as catalogue
+    from pneumobatch.archive import left_out
 
     films = catalogue.find_duplicates(catalogue.build(archive))
     target = storage.join(output.uri, "catalog", "catalog.parquet")
@@ -35,6 +36,7 @@ def catalog(job_file: JobFile = None, /, *, archive: Archive = Archive(), output
     show(
         f"{len(films)} images: {labels.count(1)} pneumonia, {labels.count(0)} normal, {labels.count(None)} without a "
         f"label; {copies} byte-identical copies",
+        *filter(None, [left_out.told(left_out.counted(films))]),
         f"catalogue  {target}",
     )
 

@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from pneumobatch import __version__, cluster
-from pneumobatch.archive import catalog
+from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Job, Screening
 from pneumobatch.identity import SITE_KEY, key_check
@@ -70,7 +70,10 @@ def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, 
     started = time.monotonic()
     todo = run.begin(films)
     say(f"run {run.run_id}: {len(run.catalogue)} images, {len(todo)} to do, {run.bundle.model_id}")
-    facts: dict[str, Any] = {"bundle": uri, "images_this_start": len(todo)}
+    without = left_out.counted(films)
+    if text := left_out.told(without):
+        say(text)
+    facts: dict[str, Any] = {"bundle": uri, "images_this_start": len(todo), "left_out": without}
     if len(todo):
         with cluster.engine(run.job.cluster) as resources:
             facts |= _scored(run, uri, todo, resources, started)

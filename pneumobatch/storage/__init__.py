@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from pyarrow import csv, fs
 
 from pneumobatch.storage import local, other, s3
-from pneumobatch.storage.listing import File
+from pneumobatch.storage.listing import File, hidden
 from pneumobatch.storage.persistence import TooLargeError
 from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
-    "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "is_file", "is_folder", "join",
-    "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
+    "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "hidden", "is_file", "is_folder",
+    "join", "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
     "write_bytes", "write_table",
 ]  # fmt: skip
 
@@ -101,7 +101,8 @@ def stat(uri: str) -> File:
 def scan(uri: str) -> Iterator[pa.RecordBatch]:
     """Lists every file below a folder or prefix, in no order, a batch at a time.
 
-    Hidden files (a part beginning with . or _) are left out. Prefixes of an object store are listed side by side.
+    `hidden` tells names of working files; a local folder of such a name is one entry, which is not looked into.
+    Prefixes of an object store are listed side by side.
 
     Returns:
         Batches of `listing.SCHEMA`: `path` below the folder, `size` in bytes, and `version`, which changes when the
@@ -113,9 +114,10 @@ def scan(uri: str) -> Iterator[pa.RecordBatch]:
 
 
 def list_files(uri: str) -> Iterator[File]:
-    """Yields what `scan` finds, one file at a time: for folders of some thousand files."""
+    """Yields what `scan` finds, without hidden files, one file at a time: for folders of some thousand files."""
     for batch in scan(uri):
-        yield from map(File, *(column.to_pylist() for column in batch.columns))
+        files = batch.filter(pc.invert(hidden(batch["path"])))
+        yield from map(File, *(column.to_pylist() for column in files.columns))
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:

@@ -23,6 +23,10 @@ class File(NamedTuple):
 
 
 def batch(paths: Sequence[str], sizes: Sequence[int], versions: Sequence[str]) -> pa.RecordBatch:
-    """Makes a batch of a listing; hidden files (a part beginning with . or _) are left out."""
-    rows = pa.record_batch([pa.array(paths, pa.string()), sizes, pa.array(versions, pa.string())], schema=SCHEMA)
-    return rows.filter(pc.invert(pc.match_substring_regex(rows["path"], r"(^|/)[._]")))
+    """Makes a batch of a listing."""
+    return pa.record_batch([pa.array(paths, pa.string()), sizes, pa.array(versions, pa.string())], schema=SCHEMA)
+
+
+def hidden(paths: pa.Array) -> pa.Array:
+    """Whether a part of each path begins with . or _, as working files of systems and programs do."""
+    return pc.match_substring_regex(paths, r"(^|/)[._]")

@@ -98,9 +98,10 @@ def _walk(path: str) -> Iterator[tuple[str, int, str]]:
             within = above | {(folder.st_dev, folder.st_ino)}
             with os.scandir(path + below) as entries:
                 for entry in entries:
-                    if entry.name[0] in "._":
-                        continue
                     if entry.is_dir():
+                        if entry.name[0] in "._":  # one entry: a .snapshot may hold the archive many times over
+                            yield _text(f"{below}/{entry.name}"[1:]), 0, ""
+                            continue
                         waiting.append((f"{below}/{entry.name}", within))
                     elif found := _file(entry):
                         yield _text(f"{below}/{entry.name}"[1:]), *found

@@ -21,7 +21,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from pneumobatch import __version__, cluster, metrics, storage, tables
-from pneumobatch.archive import catalog
+from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Gate, Job
 from pneumobatch.models import bundle as bundles
@@ -75,6 +75,8 @@ def train(job: Job) -> Trained:
         RuntimeError: Training failed more often than `training.max_failures`.
     """
     films = catalog.find_duplicates(catalog.build(job.archive))
+    if without := left_out.told(left_out.counted(films)):
+        say(without)
     run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{_fingerprint(job, films)[:8]}"
     target = storage.join(job.output.uri, "bundles", run_id)
     staging = storage.join(job.output.uri, "_staging", run_id)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pneumobatch import storage
-from pneumobatch.archive import catalog, fetch
+from pneumobatch.archive import catalog, fetch, left_out
 from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
 from pneumobatch.identity import SITE_KEY, keyed_hash
@@ -78,6 +78,25 @@ def test_include_and_exclude(folder: Path) -> None:
     assert len(table) == 2
     with pytest.raises(ValueError, match="no file that archive.include"):
         catalog.build(Archive(uri=str(folder), include=("*.dcm",)))
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_what_has_no_row_is_counted(place: str, folder: Path, s3: str) -> None:
+    for name in (".DS_Store", "NORMAL/._x.png", "_old/a.png", "_old/b.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"1")
+    root = str(folder)
+    if place == "s3":
+        root = storage.join(s3, "films")
+        for path in folder.rglob("*.*"):
+            storage.write_bytes(storage.join(root, str(path.relative_to(folder))), path.read_bytes())
+    hidden = 4 if place == "s3" else 3  # a local folder is not looked into: it may hold the archive many times over
+    table = catalog.build(Archive(uri=root, include=("*/*",), exclude=("*virus*",)))
+    assert left_out.counted(table) == {"hidden": hidden, "excluded": 2}
+    kept = catalog.publishable(catalog.find_duplicates(table)).filter(pa.array([True] * len(table)))
+    assert left_out.counted(pq.read_table(pa.BufferReader(storage.encode(kept)))) == {"hidden": hidden, "excluded": 2}
+    with pytest.raises(ValueError, match=rf"left out: {hidden} with hidden names .*, 6 by archive.include"):
+        catalog.build(Archive(uri=root, include=("*.dcm",)))
 
 
 def test_a_label_table_decides_and_pending_is_unknown(folder: Path) -> None:

@@ -70,8 +70,9 @@ def test_nights_take_what_is_new_or_changed_and_nothing_twice(
     archive = tmp_path / "in"
     for n in range(4):
         write(archive, f"{n}.png", n)
+    write(archive, "._0.png", 0)
     first = night(job(tmp_path, bundle_uri)).records[-1]
-    assert first["counts"]["scored"] == 4
+    assert first["counts"]["scored"] == 4 and first["left_out"] == {"hidden": 1}
 
     write(archive, "4.png", 4)
     assert night(job(tmp_path, bundle_uri)).records == [first]  # a second start in the same night adds nothing
@@ -87,7 +88,7 @@ def test_nights_take_what_is_new_or_changed_and_nothing_twice(
 
     calendar(3)
     third = night(job(tmp_path, bundle_uri)).records[-1]  # nothing new
-    assert third["counts"]["catalogued"] == 0
+    assert third["counts"]["catalogued"] == 0 and third["left_out"] == {"hidden": 1}
     assert rows(tmp_path, third) == []
 
     calendar(6)  # two nights were missed

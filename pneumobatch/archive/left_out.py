@@ -1,0 +1,30 @@
+"""Files that an archive holds and its catalogue has no row for: counted in its metadata, not passed over in silence."""
+
+import json
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+TEXTS = {
+    "hidden": "with hidden names (beginning with . or _)",
+    "excluded": "by archive.include and archive.exclude",
+}
+"""What is left out, and what people call it."""
+
+
+def marked(catalog: pa.Table, counts: Mapping[str, int]) -> pa.Table:
+    """Writes into a catalogue how many files were left out, by reason (a key of `TEXTS`)."""
+    note = json.dumps({why: counts[why] for why in TEXTS if counts.get(why)})
+    return catalog.replace_schema_metadata((catalog.schema.metadata or {}) | {"left_out": note})
+
+
+def counted(catalog: pa.Table) -> dict[str, int]:
+    """Reads what `marked` has written; of tables without the mark nothing is known."""
+    counts: dict[str, int] = json.loads((catalog.schema.metadata or {}).get(b"left_out", "{}"))
+    return counts
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Says it for people; empty where nothing was left out."""
+    texts = ", ".join(f"{counts[why]:,} {text}" for why, text in TEXTS.items() if counts.get(why))
+    return f"left out: {texts}" if texts else ""
