@@ -187,15 +187,14 @@ def _size_table(sizes: list[Size]) -> Table:
 def night_table(nights: dict[int, dict[str, Measured]]) -> Table:
     """What a night costs besides its films, by the number of rows: seconds, and the peak of the driver's memory."""
     table = Table(
-        box=SIMPLE_HEAD, title="a night besides its films: seconds and peak memory in MiB", title_justify="left"
+        box=SIMPLE_HEAD, title="a night besides its films: seconds / peak memory in MiB", title_justify="left"
     )
     table.add_column("rows", justify="right")
     for step in next(iter(nights.values())):
-        table.add_column(step.replace("_", "-") + " s", justify="right")
-        table.add_column("MiB", justify="right")
+        table.add_column(step.replace("_", "-"), justify="right")
     for rows, steps in nights.items():
-        pairs = [(f"{step.facts['seconds']:.1f}", _mib(step.memory.total)) for step in steps.values()]
-        table.add_row(f"{rows:,}", *(cell for pair in pairs for cell in pair))
+        cells = (f"{step.facts['seconds']:.1f} / {_mib(step.memory.total)}" for step in steps.values())
+        table.add_row(f"{rows:,}", *cells)
     return table
 
 
