@@ -1,6 +1,5 @@
 # make demo   the whole way on synthetic films        make test   the test suite
 # make style  format, lint, types, import floors       make check  style and tests
-# make hosts  training and screening over three hosts, some of which are lost
 # make chaos  N trials of kills and failing stores (N=100 takes about an hour and a half on two cores)
 
 PYTHON ?= python3
@@ -9,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-engine test-rest check style chaos hosts clean
+.PHONY: demo test test-engine test-rest check style chaos clean
 
 demo: $(STAMP)
 	$(BIN)/pneumobatch demo
 
-# An engine waits half of its time: the tests that share it run beside all others.
+# An engine waits half of its time: the tests of shared engines run beside all others.
 test: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 test-engine test-rest
 
@@ -28,9 +27,6 @@ check: style test
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --trials $(N)
-
-hosts: $(STAMP)
-	PNEUMOBATCH_TEST_HOSTS=1 $(BIN)/python -m pytest tests/cluster/test_hosts.py
 
 style: $(STAMP)
 	$(BIN)/ruff check .

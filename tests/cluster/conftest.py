@@ -37,7 +37,7 @@ class Site:
         """Runs it to its end."""
         process = self.start(*words, cwd=cwd, **environment)
         try:
-            out, err = process.communicate(timeout=150)
+            out, err = process.communicate(timeout=400)
         finally:
             process.kill()
         return subprocess.CompletedProcess(words, process.returncode, out, err)

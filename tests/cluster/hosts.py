@@ -218,7 +218,7 @@ class Cluster:
         host.start(paths | ENVIRONMENT | self._settings | {"RAY_AUTH_TOKEN": self._token}, *words)
         return host
 
-    def wait(self, seconds: float = 90) -> None:
+    def wait(self, seconds: float = 240) -> None:
         """Waits until the cluster knows of every host that runs, and of no other."""
         self._until(lambda: self.alive() == 1 + len(self.workers), seconds)
 
