@@ -4,13 +4,24 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pneumobatch.config import Cluster
+from pneumobatch.progress import say
+
+if TYPE_CHECKING:
+    import ray
+
+T = TypeVar("T")
+
+SILENCE_SECONDS = 60.0
+"""After so long without a result a job says what it waits for."""
 
 _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -47,6 +58,13 @@ class Resources:
     def gpus(self) -> float:
         """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on {len(self.nodes)} nodes"
+
+
+class NoWorkerError(RuntimeError):
+    """The engine has no worker of the kind that a job needs, and none came."""
 
 
 def machine_cpus() -> int:
@@ -126,6 +144,64 @@ def offered(*, local: bool) -> Resources:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
     return Resources(tuple(node for node in nodes if node.cpus), local)
+
+
+def answer(reference: "ray.ObjectRef[T]", config: Cluster, *, gpu: bool) -> T:
+    """Waits for a task that needs a CPU or a GPU: a cluster may have to bring up a node for it first, or be busy.
+
+    Raises:
+        NoWorkerError: For `cluster.patience_minutes` the cluster had no such node; one that is busy is waited for.
+        Exception: What the task raised.
+    """
+    import ray
+
+    wanted = "GPU" if gpu else "CPU"
+    lacking = time.monotonic()
+    while not ray.wait([reference], timeout=min(SILENCE_SECONDS, config.patience_minutes * 60))[0]:
+        found = offered(local=False)
+        say(f"waiting for a worker with a {wanted}: the cluster has {found}")
+        if found.gpus if gpu else found.cpus:
+            lacking = time.monotonic()
+        elif time.monotonic() - lacking >= config.patience_minutes * 60:
+            ray.cancel(reference, force=True)
+            raise NoWorkerError(
+                f"cluster: for {config.patience_minutes:g} minutes (cluster.patience_minutes) no worker with a "
+                f"{wanted} came; the cluster has {found}. Look at its autoscaler, its quota and the workers' image, "
+                "and start the same job again"
+            )
+    try:
+        result: T = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return result
+
+
+@contextmanager
+def awaited(what: str, resources: Resources) -> Iterator[Callable[[], None]]:
+    """Says what a job waits for, and what the cluster has, whenever nothing has come for long; yields what to call
+    when something has. A local engine has all it will ever have, and waits for nothing."""
+    last, done = time.monotonic(), threading.Event()
+
+    def came() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def watch() -> None:
+        said = last
+        while not done.wait(1.0):
+            if time.monotonic() - max(last, said) >= 5 * SILENCE_SECONDS:
+                said = time.monotonic()
+                say(f"waiting for {what} for {(said - last) / 60:.0f} minutes: the cluster has {offered(local=False)}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if not resources.local:
+        thread.start()
+    try:
+        yield came
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def _quiet() -> None:

@@ -363,6 +363,8 @@ class Cluster(Section):
     """Submitted jobs run the pneumobatch of the cluster's image, or this one's code, sent along, in that image."""
     shared_paths: tuple[Uri, ...] = ()
     """Folders that every node of the cluster mounts at the same place: submitted jobs may name paths below them."""
+    patience_minutes: Positive = 30.0
+    """How long a job waits for a cluster that has no worker of the kind that it needs: nodes take minutes to come."""
     num_cpus: Annotated[int, Field(ge=0)] = 0
     """CPUs of the local engine; 0: all that this process may use."""
     object_store_gb: Annotated[float, Field(ge=0)] = 0

@@ -58,11 +58,19 @@ def submit(verb: str, job: Job, sections: list[str]) -> int:
     _refuse_local_paths(job, read)
     name = submission_id(verb, job, read)
     client = connect(job.cluster)
-    job_toml = tomli_w.dumps(job.model_dump(mode="json", include=read, exclude_unset=True, exclude_none=True))
+    given = job.model_dump(mode="json", include=read, exclude_unset=True, exclude_none=True)
+    given["output"] = given.get("output", {}) | {"uri": job.output.uri}  # its default is a folder of this machine
+    job_toml = tomli_w.dumps(given)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.toml").write_text(job_toml, encoding="utf-8")
         submission = _submitted(client, verb, name, folder, job.cluster)
-    return follow(client, submission)
+    try:
+        return follow(client, submission)
+    except ValueError:
+        raise RuntimeError(
+            f"{submission}: the cluster was restarted and no longer knows the job; submit it again: it goes on where "
+            "it stopped"
+        ) from None
 
 
 def submission_id(verb: str, job: Job, sections: set[str]) -> str:

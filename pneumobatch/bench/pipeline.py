@@ -54,7 +54,8 @@ def pipeline(request: Request, _: Ready) -> Facts:
                 else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, resources.gpus > 0)
             )
             films = _catalogue(repeated(request, max(request.images, least)))
-            plan = screening.decided(config, uri, bundle, resources, len(films))
+            gpu = resources.gpus > 0
+            plan = screening.decided(job, uri, bundle, resources, len(films), gpu=gpu)
             run = Run(job, bundle)
             for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):
                 run.stage(rows)

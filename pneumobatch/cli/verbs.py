@@ -119,8 +119,8 @@ def screen(
         show(*(_published(record, output) for record in done.records))
         if done.result:
             show(*told(done.result))
-        if done.over_budget:
-            raise RuntimeError("; ".join(done.over_budget))
+        if done.unpublished:
+            raise RuntimeError("; ".join(done.unpublished))
         return
     from pneumobatch.screening.pipeline import screen as run
 

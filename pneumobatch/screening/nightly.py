@@ -7,6 +7,7 @@ run of the model has taken is new, whenever it came. A second start in the same 
 from typing import Any, NamedTuple
 
 from pneumobatch.archive import catalog
+from pneumobatch.cluster import NoWorkerError
 from pneumobatch.config import Job
 from pneumobatch.evaluation.evaluate import Result, evaluate
 from pneumobatch.evaluation.labels import require_joinable
@@ -26,8 +27,8 @@ class Night(NamedTuple):
     """Records of the runs that were published, tonight's last."""
     result: Result | None
     """Evaluation of everything the model has scored so far; None where nothing of it is published."""
-    over_budget: list[str]
-    """What is wrong with the runs that were not published: too many of their films failed."""
+    unpublished: list[str]
+    """What is wrong with the runs that were not published: too many of their films failed, or no worker came."""
 
 
 def night(job: Job) -> Night:
@@ -47,15 +48,15 @@ def night(job: Job) -> Night:
         require_joinable(films, job)
         tonight = _tonight(job, bundle)
         left = [run for run in _left(job, bundle) if run.run_id != tonight.run_id]
-        records, over_budget = [], []
+        records, unpublished = [], []
         for run in [*left, tonight]:
             try:
                 records.append(_finished(run, tonight, uri, films, held, left))
-            except OverBudgetError as error:  # it must not stop the nights after it
+            except (OverBudgetError, NoWorkerError) as error:  # it must not stop the nights after it
                 say(f"not published: {error}")
-                over_budget.append(str(error))
+                unpublished.append(str(error))
         result = _evaluated(job, [*ledger.not_evaluated(job.output.uri, nights), *records])
-    return Night(records, result, over_budget)
+    return Night(records, result, unpublished)
 
 
 def _check_site_key(nights: list[dict[str, Any]]) -> None:

@@ -84,18 +84,25 @@ def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, 
 
 
 def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, started: float) -> dict[str, Any]:
-    """Scores and stages what is to do; returns facts for the run's record."""
-    wanted = decided(run.job.screening, uri, run.bundle, resources, len(run.catalogue))
+    """Scores and stages what is to do; returns facts for the run's record.
+
+    Raises:
+        cluster.NoWorkerError: The engine lacks what the run needs.
+    """
+    earlier = run.planned()
+    gpu = earlier["device"] == "cuda" if earlier else resources.gpus > 0
+    if gpu and not resources.gpus and resources.local:
+        raise cluster.NoWorkerError(
+            f"run {run.run_id} was started on GPUs and this machine has none; a GPU's and a CPU's probabilities differ "
+            f"in the last digits, so start it where there are GPUs, or delete {run.staging} to take its films anew"
+        )
+    wanted = decided(run.job, uri, run.bundle, resources, len(run.catalogue), gpu=gpu)
     plan = Plan(**run.plan(asdict(wanted)))
     resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
-    if plan.device == "cuda" and not resources.gpus:
-        raise ValueError(
-            f"screening.run_id: {run.run_id} was started on GPUs and the engine has none now; a GPU's and a CPU's "
-            "probabilities differ in the last digits, so start another run_id"
-        )
     first, head, done = 0.0, 0, 0
-    with track("screen", len(todo), "images") as advance:
+    with track("screen", len(todo), "images") as advance, cluster.awaited("scored images", resources) as came:
         for rows in score(run.job, run.bundle, plan, todo, resources):
+            came()
             run.stage(rows)
             now = time.monotonic() - started
             done += len(rows)
@@ -130,7 +137,9 @@ def score(
     rows = films.select(["image_id", "uri", "version"]).combine_chunks()
     block = block_images(job.screening, len(rows), gpu)
     # The first blocks are one batch each: what comes first is seen, and safe, some seconds sooner.
-    ahead = min(scorers(job.screening, resources) * plan.batch_size, len(rows)) if plan.batch_size < block else 0
+    ahead = (
+        min(scorers(job.screening, resources, gpu=gpu) * plan.batch_size, len(rows)) if plan.batch_size < block else 0
+    )
     edges = [*range(0, ahead, plan.batch_size), *range(ahead, len(rows), block), len(rows)]
     chunks = [rows.slice(start, end - start) for start, end in pairwise(edges)]
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
@@ -143,21 +152,21 @@ def score(
         .map_batches(decode, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
             scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
-            compute=pool(job.screening, resources, len(chunks)), **per_scorer,
+            compute=pool(job.screening, resources, len(chunks), gpu=gpu), **per_scorer,
         )
     )  # fmt: skip
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def scorers(config: Screening, resources: cluster.Resources) -> int:
+def scorers(config: Screening, resources: cluster.Resources, *, gpu: bool) -> int:
     """Scorers that the engine has room for at its start."""
-    return config.scorers or int(resources.gpus or resources.cpus) or 1
+    return config.scorers or int(resources.gpus if gpu else resources.cpus) or 1
 
 
-def pool(config: Screening, resources: cluster.Resources, blocks: int) -> ActorPoolStrategy:
+def pool(config: Screening, resources: cluster.Resources, blocks: int, *, gpu: bool) -> ActorPoolStrategy:
     """One scorer a GPU, or a CPU where there are none; on a cluster as many as come: a node that joins is used, and
     one that goes is not waited for."""
-    there = min(scorers(config, resources), blocks)
+    there = min(scorers(config, resources, gpu=gpu), blocks)
     if config.scorers or resources.local:
         return ActorPoolStrategy(size=there)
     return ActorPoolStrategy(min_size=1, initial_size=there, max_size=blocks)
@@ -169,20 +178,23 @@ def block_images(config: Screening, images: int, gpu: bool) -> int:
     return config.block_images or min(max(images // BLOCKS, 64), 256 if gpu else 4096)
 
 
-def decided(config: Screening, uri: str, bundle: bundles.Bundle, resources: cluster.Resources, images: int) -> Plan:
-    """Decides how a run scores where it will score: a cluster's driver may sit on other hardware than its scorers."""
-    gpu = resources.gpus > 0
+def decided(
+    job: Job, uri: str, bundle: bundles.Bundle, resources: cluster.Resources, images: int, *, gpu: bool
+) -> Plan:
+    """Decides how a run scores where it will score: a cluster's driver may sit on other hardware than its scorers.
+
+    Raises:
+        ValueError: The workers have another site key.
+        cluster.NoWorkerError: The cluster has no worker of that kind, and none came.
+    """
     if resources.local:
-        return decide(config, uri, bundle, gpu, images)
+        return decide(job.screening, uri, bundle, gpu, images)
 
     def there() -> tuple[Plan, str]:
-        return decide(config, uri, bundle, gpu, images), key_check()
+        return decide(job.screening, uri, bundle, gpu, images), key_check()
 
     task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(there)
-    try:
-        plan, key = ray.get(task.remote())
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+    plan, key = cluster.answer(task.remote(), job.cluster, gpu=gpu)
     if key != key_check():
         raise ValueError(
             f"{SITE_KEY} of the cluster's workers is another than here, or not set in one place: hashes of paths and "

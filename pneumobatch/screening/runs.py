@@ -101,6 +101,10 @@ class Run:
         plan: dict[str, Any] = json.loads(storage.read_bytes(uri))
         return plan
 
+    def planned(self) -> dict[str, Any] | None:
+        """What an earlier start fixed by `plan`, if there was one."""
+        return read_json(storage.join(self.staging, "plan.json"))
+
     def stage(self, rows: pa.Table) -> None:
         """Takes scored rows; they are safe once a part is written."""
         self._waiting.append(rows)
@@ -217,7 +221,7 @@ class Run:
                 "predictions": hashlib.sha256(found.data).hexdigest(),
                 "code": code_hash(),
             },
-            "plan": read_json(storage.join(self.staging, "plan.json")),
+            "plan": self.planned(),
             "threshold": self.bundle.threshold,
             "weights_sha256": self.bundle.weights_sha256,
             **facts,

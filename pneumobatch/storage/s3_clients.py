@@ -73,7 +73,9 @@ def _connection(environment: Environment) -> Connection:
     if credentials is None:
         raise _no_credentials("none found")
     endpoint = ConfiguredEndpointProvider(inner.full_config, inner.get_scoped_config(), "s3").provide()
-    return Connection(session, endpoint, session.region_name or "us-east-1", inner.get_config_variable("ca_bundle"))
+    # boto3 alone does not know AWS_REGION, which every other client of S3 goes by.
+    region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    return Connection(session, endpoint, region, inner.get_config_variable("ca_bundle"))
 
 
 def _no_credentials(why: str) -> PermissionError:

@@ -213,7 +213,7 @@ def _fit(
     say(
         f"train {job.network.name}: {sum(counts)} films ({counts[1]} pneumonia), {most} × {cpus:g} CPU" + " + GPU" * gpu
     )
-    with _epochs(config["history"], plan.epochs):
+    with _epochs(config["history"], plan.epochs, resources):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -253,7 +253,7 @@ def _told(row: dict[str, float]) -> str:
 
 
 @contextmanager
-def _epochs(history: str, epochs: int) -> Iterator[None]:
+def _epochs(history: str, epochs: int, resources: cluster.Resources) -> Iterator[None]:
     """Shows each epoch as the workers write it into the run's history."""
     done = threading.Event()
 
@@ -262,10 +262,11 @@ def _epochs(history: str, epochs: int) -> Iterator[None]:
 
     def follow() -> None:
         shown = len(rows())
-        with track("train", epochs, "epochs", every=0) as advance:
+        with track("train", epochs, "epochs", every=0) as advance, cluster.awaited("an epoch", resources) as came:
             while True:
                 last = done.wait(1.0)
                 for row in rows()[shown:]:
+                    came()
                     shown = int(row["epoch"])
                     advance(shown, _told(row))
                 if last:

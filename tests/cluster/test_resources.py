@@ -30,20 +30,21 @@ def test_workers_fit_the_nodes(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "local", "scorers", "sizes"),
+    ("nodes", "local", "scorers", "gpu", "sizes"),
     [
-        ([(8, 0)], True, 0, (8, 8, 8)),
-        ([(8, 0)], True, 3, (3, 3, 3)),
-        ([(8, 0), (4, 0)], False, 0, (1, 12, 20)),
-        ([(8, 1), (4, 0)], False, 0, (1, 1, 20)),
-        ([(64, 0)], False, 0, (1, 20, 20)),  # no more scorers than blocks
-        ([], False, 0, (1, 1, 20)),
-        ([], False, 8, (8, 8, 8)),
+        ([(8, 0)], True, 0, False, (8, 8, 8)),
+        ([(8, 0)], True, 3, False, (3, 3, 3)),
+        ([(8, 0), (4, 0)], False, 0, False, (1, 12, 20)),
+        ([(8, 1), (4, 0)], False, 0, True, (1, 1, 20)),
+        ([(8, 1), (4, 0)], False, 0, False, (1, 12, 20)),  # a run that began on CPUs keeps to them
+        ([(64, 0)], False, 0, False, (1, 20, 20)),  # no more scorers than blocks
+        ([], False, 0, False, (1, 1, 20)),
+        ([], False, 8, True, (8, 8, 8)),
     ],
 )
 def test_scorers_follow_the_nodes(
-    nodes: list[tuple[float, float]], local: bool, scorers: int, sizes: tuple[int, int, int]
+    nodes: list[tuple[float, float]], local: bool, scorers: int, gpu: bool, sizes: tuple[int, int, int]
 ) -> None:
     resources = Resources(tuple(Node(*node) for node in nodes), local)
-    found = pool(Screening(scorers=scorers), resources, 20)
+    found = pool(Screening(scorers=scorers), resources, 20, gpu=gpu)
     assert (found.min_size, found.initial_size, found.max_size) == sizes

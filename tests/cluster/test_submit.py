@@ -6,13 +6,14 @@ import shutil
 import signal
 import socket
 import threading
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 import pneumobatch
-from pneumobatch import cli
+from pneumobatch import cli, submit
 from pneumobatch.config import Job
 from pneumobatch.submit import submission_id
 from tests.cluster.conftest import Site
@@ -196,6 +197,37 @@ def test_what_cannot_run_there_is_refused_here(
     complete += [] if "--output.uri" in given else ["--output.uri", "s3://a/out"]
     assert cli.run(["submit", "catalog", *complete, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_default_output_travels_as_the_folder_that_it_is_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def taken(client: object, verb: str, name: str, folder: str, config: object) -> str:
+        told.append((Path(folder) / "job.toml").read_text())
+        return name
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(submit, "connect", lambda config: None)
+    monkeypatch.setattr(submit, "_submitted", taken)
+    monkeypatch.setattr(submit, "follow", lambda client, submission: 0)
+    words = ["submit", "catalog", "--archive.uri", f"{tmp_path}/in", "--cluster.shared_paths", str(tmp_path)]
+    assert cli.run(words) == 0
+    assert tomllib.loads(told[0])["output"] == {"uri": f"{tmp_path}/outputs"}
+
+
+def test_a_cluster_that_forgot_the_job_is_told_from_a_wrong_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forgotten(client: object, submission: str) -> int:
+        raise ValueError(f"{submission}: the cluster knows no such job")
+
+    monkeypatch.setattr(submit, "connect", lambda config: None)
+    monkeypatch.setattr(submit, "_submitted", lambda *_: "catalog-1")
+    monkeypatch.setattr(submit, "follow", forgotten)
+    assert cli.run(["submit", "catalog", "--archive.uri", "s3://a/in", "--output.uri", "s3://a/out"]) == 1
+    assert "the cluster was restarted and no longer knows the job; submit it again" in capsys.readouterr().err
 
 
 def test_starting_weights_may_not_lie_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

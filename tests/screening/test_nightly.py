@@ -1,5 +1,6 @@
 """Nights of one archive on a real local engine: what is new, changed or missed, and what never comes twice."""
 
+import dataclasses
 import os
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pneumobatch import cluster, storage
-from pneumobatch.archive import phantoms
+from pneumobatch.archive import catalog, phantoms
 from pneumobatch.config import Job
 from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
@@ -21,6 +22,7 @@ from pneumobatch.screening import ledger, pipeline, runs
 from pneumobatch.screening.lease import HeldError
 from pneumobatch.screening.nightly import night
 from pneumobatch.screening.runs import OverBudgetError
+from pneumobatch.screening.scorer import Plan
 from pneumobatch.screening.verify import verify
 
 pytestmark = pytest.mark.engine
@@ -129,6 +131,25 @@ def test_a_killed_night_is_finished_first_and_keeps_its_films(
     assert names(tmp_path, done[1]) == ["3.png"]
 
 
+def test_a_night_of_gpus_that_are_gone_does_not_stop_the_next(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    write(tmp_path / "in", "0.png", 0)
+    today = job(tmp_path, bundle_uri)
+    left = runs.Run(today, bundles.load(bundle_uri))
+    left.begin(catalog.build(today.archive))
+    left.plan(dataclasses.asdict(Plan(bundle_uri, 8, "bf16", False, "cuda", 1)))
+    calendar(2)
+    write(tmp_path / "in", "1.png", 1)
+    going = night(today)
+    assert [names(tmp_path, record) for record in going.records] == [["1.png"]]
+    (text,) = going.unpublished
+    assert f"run {left.run_id} was started on GPUs" in text and left.staging in text
+    storage.delete(left.staging)
+    calendar(3)
+    assert [names(tmp_path, record) for record in night(today).records] == [["0.png"]]
+
+
 def test_a_night_over_budget_does_not_stop_the_next_and_is_published_once_mended(
     engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
 ) -> None:
@@ -138,17 +159,17 @@ def test_a_night_over_budget_does_not_stop_the_next_and_is_published_once_mended
         (archive / f"bad{n}.png").write_bytes(b"")
     stopped = night(job(tmp_path, bundle_uri, failures_allowed=2))
     assert stopped.records == []
-    assert "3 of 4 images failed (empty 3)" in stopped.over_budget[0]
+    assert "3 of 4 images failed (empty 3)" in stopped.unpublished[0]
     assert [pin["over_budget"] for pin in ledger.unfinished(str(tmp_path / "out"))] == [True]
     calendar(2)
     write(archive, "1.png", 1)
     going = night(job(tmp_path, bundle_uri, failures_allowed=2))
     assert [names(tmp_path, record) for record in going.records] == [["1.png"]]
-    assert len(going.over_budget) == 1
+    assert len(going.unpublished) == 1
     calendar(3)
     write(archive, "bad1.png", 3)  # mended
     mended = night(job(tmp_path, bundle_uri, failures_allowed=2))
-    assert mended.over_budget == []
+    assert mended.unpublished == []
     assert Counter(row["status"] for row in rows(tmp_path, mended.records[0])) == {"scored": 2, "failed": 2}
     assert mended.records[1]["counts"]["catalogued"] == 0
     # Each of the nights has its lists, also the one that came late.
@@ -162,10 +183,10 @@ def test_a_bad_film_that_is_taken_away_no_longer_holds_up_its_night(
 ) -> None:
     write(tmp_path / "in", "0.png", 0)
     (tmp_path / "in" / "bad.png").write_bytes(b"no film")
-    assert night(job(tmp_path, bundle_uri)).over_budget
+    assert night(job(tmp_path, bundle_uri)).unpublished
     (tmp_path / "in" / "bad.png").unlink()
     mended = night(job(tmp_path, bundle_uri))
-    assert mended.over_budget == []
+    assert mended.unpublished == []
     assert Counter(row["status"] for row in rows(tmp_path, mended.records[-1])) == {"scored": 1, "failed": 1}
 
 
@@ -175,10 +196,10 @@ def test_a_changed_configuration_has_a_run_of_its_own_on_the_same_date(
     write(tmp_path / "in", "0.png", 0)
     (tmp_path / "in" / "page.html").write_bytes(b"<html>")
     first = job(tmp_path, bundle_uri)
-    assert night(first).over_budget
+    assert night(first).unpublished
     without = first.model_copy(update={"archive": first.archive.model_copy(update={"exclude": ("*.html",)})})
     done = night(without)
-    assert done.over_budget == []
+    assert done.unpublished == []
     assert names(tmp_path, done.records[-1]) == ["0.png"]
     assert night(without).records == done.records
 

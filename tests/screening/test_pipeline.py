@@ -1,5 +1,6 @@
 """Screening end to end on a real local engine: one row an image, resume, reconcile, publish."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -16,12 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from pneumobatch import cluster, storage, tables
 from pneumobatch.archive import phantoms
-from pneumobatch.config import Job
+from pneumobatch.config import Cluster, Job
+from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
+from pneumobatch.screening import pipeline
 from pneumobatch.screening.pipeline import screen
 
 pytestmark = pytest.mark.engine
@@ -179,3 +183,30 @@ def test_real_films_and_dicom_samples(
     make_bundle(uri, validated_age_years=(1, 5))
     rows = published(tmp_path / "age", screen(job(shared / "dicom", uri, tmp_path / "age"))).to_pylist()
     assert [row["reason"] for row in rows] == [None, "body_part", "age", "age"]  # the first states no age
+
+
+def test_a_worker_that_never_comes_is_not_waited_for_for_ever(
+    engine: cluster.Resources, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> int:
+        return 1
+
+    patient = Cluster(patience_minutes=0.02)
+    assert cluster.answer(ray.remote(work).remote(), patient, gpu=False) == 1
+    with pytest.raises(cluster.NoWorkerError, match="no worker with a GPU came; the cluster has 2 CPUs and 0 GPUs"):
+        cluster.answer(ray.remote(num_gpus=1)(work).remote(), patient, gpu=True)
+    monkeypatch.setattr(cluster, "SILENCE_SECONDS", 0.1)
+    with cluster.awaited("an epoch", dataclasses.replace(engine, local=False)):
+        time.sleep(2)
+    assert "waiting for an epoch for 0 minutes: the cluster has 2 CPUs" in capfd.readouterr().err
+
+
+def test_only_films_of_one_site_key_are_scored(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers read their own environment: where it has another key than the driver's, nothing is scored."""
+    monkeypatch.setenv(SITE_KEY, "the-drivers-key")
+    wanted = job(tmp_path / "in", bundle_uri, tmp_path)
+    elsewhere = dataclasses.replace(engine, local=False)
+    with pytest.raises(ValueError, match=f"{SITE_KEY} of the cluster's workers is another than here"):
+        pipeline.decided(wanted, bundle_uri, bundles.load(bundle_uri), elsewhere, 1, gpu=False)
