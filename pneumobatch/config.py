@@ -193,7 +193,7 @@ class Training(Section):
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """CPUs a worker; 0 divides the local machine's CPUs among the workers."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
-    """Share of patients held out to choose epoch, temperature and threshold."""
+    """Share of patients held out to choose epoch, calibration and threshold."""
     validation: Literal["random", "shifted"] = "random"
     """Which patients are held out: random ones; or (shifted) those with the lowest numbers, whose films are from
     another time than the training films, each scored as it is and once more with changed crop, greys and detail."""

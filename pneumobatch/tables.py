@@ -358,7 +358,7 @@ def result_schema() -> pa.Schema:
         | dict.fromkeys(
             ("parameters", "multiply_adds", "train_films", "validation_films", "test_films", "unreadable"), whole
         )
-        | dict.fromkeys(("validation_auroc", "temperature", "threshold"), number)
+        | dict.fromkeys(("validation_auroc", "temperature", "offset", "threshold"), number)
         | dict.fromkeys(("tp", "fp", "tn", "fn"), whole)
         | dict.fromkeys([*bounds, "accuracy_patients_low", "accuracy_patients_high"], number)
         | dict.fromkeys(["auroc_delong_low", "auroc_delong_high", *differences], number)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 
 from pneumobatch import metrics
 from pneumobatch.metrics.curves import Ranking, Weighted
@@ -313,24 +314,40 @@ def test_an_impossible_target_says_so():
 
 @EXAMPLES
 @given(films, st.floats(0.1, 60))
-def test_temperature_keeps_the_order_and_never_raises_the_likelihood_loss(rows, scale):
+def test_calibration_keeps_the_order_and_has_the_least_likelihood_loss(rows, scale):
     labels, scores = split(rows)
     margins = (scores - 0.5) * scale
-    temperature = metrics.fit_temperature(margins, labels)
+    fitted = metrics.fit_calibration(margins, labels)
+    positives = labels.sum()
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
 
-    def loss(t):
-        return np.logaddexp(0, -(2 * labels - 1) * margins / t).mean()
+    def loss(temperature, offset):
+        logit = margins / temperature + offset
+        return (target * np.logaddexp(0, -logit) + (1 - target) * np.logaddexp(0, logit)).mean()
 
-    assert 0.05 <= temperature <= 20
-    assert loss(temperature) <= min(loss(t) for t in (0.05, 0.3, 1, 1.7, 20)) + 1e-9
-    assert np.array_equal(np.argsort(margins, kind="stable"), np.argsort(margins / temperature, kind="stable"))
+    assert 0.05 <= fitted.temperature <= 20
+    others = itertools.product((0.05, 0.3, 1, 1.7, 20), (-3, -0.5, 0, 0.2, 2))
+    assert loss(*fitted) <= min(loss(*other) for other in others) + 1e-9
+    probabilities = fitted.probabilities(margins)
+    assert probabilities.mean() == pytest.approx(target.mean(), abs=1e-6)
+    assert (np.diff(probabilities[np.argsort(margins, kind="stable")]) >= 0).all()
 
 
-def test_temperature_finds_the_scale_of_the_logits():
+def test_calibration_finds_scale_and_offset_of_the_logits():
     generator = np.random.default_rng(0)
-    logits = generator.normal(0, 2, 40_000)
+    logits = generator.normal(0.7, 2, 40_000)
     labels = (generator.random(40_000) < 1 / (1 + np.exp(-logits))).astype(int)
-    assert metrics.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.03)
+    fitted = metrics.fit_calibration(3 * (logits + 0.6), labels)
+    assert fitted.temperature == pytest.approx(3, rel=0.03)
+    assert fitted.offset == pytest.approx(-0.6, abs=0.05)
+    ours = LogisticRegression(C=np.inf).fit((logits / 5)[:, None], labels)
+    again = metrics.fit_calibration(logits / 5, labels)
+    assert (1 / again.temperature, again.offset) == pytest.approx((ours.coef_[0, 0], ours.intercept_[0]), abs=2e-3)
+    kept = (labels == 0) | (generator.random(40_000) < 0.2)  # a rarer class shifts the logit, as a class weight does
+    rare = metrics.fit_calibration(logits[kept], labels[kept])
+    assert rare.temperature == pytest.approx(1, abs=0.05)
+    assert rare.offset == pytest.approx(np.log(0.2), abs=0.1)
+    assert metrics.ece(labels[kept], rare.probabilities(logits[kept])) < 0.01
 
 
 def test_predictive_values_by_bayes_rule():

@@ -83,9 +83,16 @@ class LabelTable:
         """Returns what the table knows of each image, and `found`: whether it is in it at all."""
         rows = pc.index_in(paths, self._keys)
         if rows.null_count:
-            name = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
-            for key in (ids, name, pc.replace_substring_regex(name, r"(?s)\.[^.]*$", "")):
-                rows = pc.coalesce(rows, pc.index_in(key, self._keys))
+            rows = pc.coalesce(rows, pc.index_in(ids, self._keys))
+            names = pc.if_else(pc.is_null(rows), pc.replace_substring_regex(paths, r"(?s)^.*/", ""), None)
+            stems = pc.replace_substring_regex(names, r"(?s)\.[^.]*$", "")
+            by_name = pc.coalesce(*(pc.index_in(texts, self._keys, skip_nulls=True) for texts in (names, stems)))
+            if len(pc.unique(by_name.drop_null())) < len(by_name) - by_name.null_count:
+                raise ValueError(
+                    f"archive.labels: {self.uri}, column {self.key}: a file name fits several images; name them by "
+                    "their path below the archive"
+                )
+            rows = pc.coalesce(rows, by_name)
         known = self._columns.take(rows)
         return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}
 

@@ -108,7 +108,8 @@ def tuned(request: Request, ready: Ready) -> Facts:
         if not hasattr(local, "logits"):
             local.logits = network_of(request)
         logits_B2: Tensor = local.logits(films_BSS).float()
-        return torch.softmax(logits_B2 / bundle.temperature, 1)[:, 1].cpu()
+        margin = logits_B2[:, 1] - logits_B2[:, 0]
+        return (margin / bundle.temperature + bundle.offset).sigmoid().cpu()
 
     batches = max(-(-request.images // batch), STEADY_BLOCKS * request.threads)
     uris = repeated(request, batches * batch)["uri"].to_pylist()

@@ -91,7 +91,10 @@ def _against(one: Scored, base: Scored | None) -> dict[str, Any]:
     if base is None:
         return {}
     if not one.films["image_id"].equals(base.films["image_id"]):
-        raise RuntimeError(f"row {one.facts['row']!r} and the baseline were tested on different films")
+        raise RuntimeError(
+            f"row {one.facts['row']!r} and the baseline were tested on different films: other ones could be read when "
+            "the one or the other was trained. Delete the experiment's trials/ folder, or give another experiment.name"
+        )
     calls = metrics.mcnemar(one.labels, one.calls, base.calls)
     areas = metrics.delong_paired(one.labels, one.probabilities, base.probabilities)
     return {

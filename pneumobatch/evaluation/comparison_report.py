@@ -60,7 +60,7 @@ def _protocol(name: str, rows: list[dict[str, Any]], told: str) -> dict[str, Any
     """A protocol's lines, each row's mean above its seeds; and where the axes of its intervals begin."""
     names = list(dict.fromkeys(row["row"] for row in sorted(rows, key=lambda row: not row["baseline"])))
     lines = sorted(rows, key=lambda row: (names.index(row["row"]), ORDER[row["status"]], row["seed"] or 0))
-    compared = {row["row"] for row in rows if row["accuracy_difference"] is not None}
+    tests = sum(row[p] is not None for row in rows for p in ("mcnemar_p", "delong_p"))
     lows = [
         row[f"{rate}_low"]
         for row in rows
@@ -72,8 +72,8 @@ def _protocol(name: str, rows: list[dict[str, Any]], told: str) -> dict[str, Any
         "told": told,
         "rows": lines,
         "floor": int(10 * min(lows, default=0.0)) / 10,
-        "compared": len(compared),
-        "bound": LEVEL / max(len(compared), 1),
+        "tests": tests,
+        "bound": LEVEL / max(tests, 1),
     }
 
 

@@ -6,8 +6,9 @@ pneumonia when `probability >= threshold`. Counts merge by addition and rates co
 """
 
 from pneumobatch.metrics.calibration import (
+    Calibration,
     choose_threshold,
-    fit_temperature,
+    fit_calibration,
     prevalence_weights,
     shift_prior,
     uncertain_band,
@@ -48,6 +49,7 @@ __all__ = [
     "STATISTICS",
     "Z95",
     "Bin",
+    "Calibration",
     "Counts",
     "Difference",
     "Floats",
@@ -68,7 +70,7 @@ __all__ = [
     "delong_paired",
     "ece",
     "enough_resamples",
-    "fit_temperature",
+    "fit_calibration",
     "grid_counts",
     "mcnemar",
     "operating_points",

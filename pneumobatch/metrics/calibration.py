@@ -1,6 +1,8 @@
-"""What is fitted on validation films (temperature, operating point, uncertain band), and what another prior changes."""
+"""What is fitted on validation films (calibration, operating point, uncertain band), and what another prior changes."""
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,10 +11,24 @@ from pneumobatch.metrics.counts import Floats, Interval, checked
 from pneumobatch.metrics.curves import operating_points
 
 
-def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> float:
-    """Returns the temperature T, 0.05–20, at which sigmoid(margin / T) has the least negative log-likelihood.
+class Calibration(NamedTuple):
+    """What turns a network's margins into probabilities: sigmoid(margin / temperature + offset)."""
 
-    The likelihood is convex in 1/T, so its slope is bisected; the order of the films never changes.
+    temperature: float
+    offset: float
+
+    def probabilities(self, margins: ArrayLike) -> Floats:
+        """Returns float64[N] in 0–1 for margins [N], the logit of pneumonia minus that of normal."""
+        return 0.5 * (1 + np.tanh((np.asarray(margins, np.float64) / self.temperature + self.offset) / 2))
+
+
+def fit_calibration(margins: ArrayLike, labels: ArrayLike) -> Calibration:
+    """Returns the temperature, 0.05–20, and the offset of the least negative log-likelihood.
+
+    A temperature alone would keep the bias that class weights and focal losses bring: their networks take both classes
+    for nearly equally frequent. The likelihood is convex, so the slope in 1/T is bisected, each time at the offset that
+    is best there; the order of the films never changes. As in Platt's paper the targets are (N₁ + 1) / (N₁ + 2) and
+    1 / (N₀ + 2) for 1 and 0, so that a fold without an error does not claim certainty.
 
     Args:
         margins: Logit of pneumonia minus logit of normal [N], any finite value.
@@ -21,21 +37,38 @@ def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: No films, lengths differ, a label is neither 0 nor 1, or a margin is not finite.
 
-    Source: Guo et al., On calibration of modern neural networks, ICML 2017.
+    Source: Platt, Probabilistic outputs for support vector machines, 1999; Guo et al., On calibration of modern neural
+    networks, ICML 2017.
     """
     truth, margin = checked(labels, margins)
     if not margin.size:
-        raise ValueError("fit_temperature: no films; give labelled validation films")
-    towards = np.where(truth, margin, -margin)  # margin towards the true class
+        raise ValueError("fit_calibration: no films; give labelled validation films")
+    positives = int(truth.sum())
+    target = np.where(truth, (positives + 1) / (positives + 2), 1 / (margin.size - positives + 2))
+    wanted, reach = float(target.mean()), float(np.abs(margin).max())
+
+    def offset(inverse: float) -> float:
+        """The offset at which the mean probability is the mean target."""
+        scaled, edge = margin * inverse, reach * inverse + math.log(margin.size + 2) + 1
+        return _root(lambda value: float(_sigmoid(scaled + value).mean()) - wanted, -edge, edge)
 
     def slope(inverse: float) -> float:
-        return -float(np.mean(towards * (1 - np.tanh(towards * inverse / 2)) / 2))
+        return float(((_sigmoid(margin * inverse + offset(inverse)) - target) * margin).mean())
 
-    low, high = 1 / 20, 20.0
-    for _ in range(80):
+    inverse = _root(slope, 1 / 20, 20.0)
+    return Calibration(1 / inverse, offset(inverse))
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return 0.5 * (1 + np.tanh(values / 2))
+
+
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function crosses 0, or the end that is nearer to it."""
+    for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 2 / (low + high)
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 def choose_threshold(

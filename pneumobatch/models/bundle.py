@@ -1,7 +1,7 @@
 """The trained model on disk: a folder of safetensors, JSON, Parquet and Markdown. No pickle is ever loaded.
 
 model.safetensors   weights (of the moving average, where training kept one)
-bundle.json         network, preprocessing, classes, threshold, temperature, metrics, hashes, versions
+bundle.json         network, preprocessing, classes, calibration, threshold, metrics, hashes, versions
 history.parquet     one row an epoch
 reference.parquet   what the validation films looked like, and how they scored: drift is measured against it
 CARD.md             what it is, what it was trained on, what is not known
@@ -48,7 +48,9 @@ class Bundle(BaseModel):
     classes: tuple[str, str] = ("normal", "pneumonia")
     """Names of output 0 and 1."""
     temperature: float = Field(gt=0)
-    """Logits are divided by this before softmax; fitted on validation."""
+    """The margin (logit of pneumonia minus that of normal) is divided by this; fitted on validation."""
+    offset: float = 0.0
+    """Added to that before the sigmoid; fitted on validation. 0: an older bundle."""
     threshold: float = Field(ge=0, le=1)
     """A calibrated probability at or above it is pneumonia; chosen on validation for `target`."""
     target: str
@@ -72,13 +74,14 @@ class Bundle(BaseModel):
     """SHA-256 of reference.parquet; empty: an older bundle, which has none."""
 
     def identity(self) -> str:
-        """Returns the SHA-256 that binds weights, preprocessing, temperature, threshold and uncertain band together."""
+        """Returns the SHA-256 that binds weights, preprocessing, calibration, threshold and uncertain band together."""
         # What came after the first bundles counts where it is switched on: theirs keep their identity.
         later = {name for name in ("standardise", "mirrored") if not getattr(self.network, name)}
         bound = [
             self.weights_sha256, self.network.model_dump(exclude={"weights", *later}), self.preprocessing.model_dump(),
             self.temperature, self.threshold,
             *([self.uncertain] if self.uncertain else []),  # an older bundle keeps its name
+            *([{"offset": self.offset}] if self.offset else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
@@ -118,7 +121,7 @@ def load(uri: str) -> Bundle:
         raise ValueError(f"screening.bundle: {uri}/bundle.json is not valid: {error}") from None
     if not bundle.model_id.endswith(bundle.identity()[:12]):
         raise ValueError(
-            f"screening.bundle: {uri}/bundle.json was changed: its threshold, temperature or preprocessing does not "
+            f"screening.bundle: {uri}/bundle.json was changed: its threshold, calibration or preprocessing does not "
             f"belong to model {bundle.model_id}; train again or restore the file"
         )
     return bundle

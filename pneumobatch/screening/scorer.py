@@ -68,5 +68,5 @@ class Scorer:
     def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Calibrated probability of pneumonia of each of the films in `pixels`, float64[B] in 0–1."""
         logits_B2 = self.logits(self.batch)
-        difference = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu() / self.bundle.temperature
-        return difference.sigmoid().numpy()
+        margin = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu()
+        return (margin / self.bundle.temperature + self.bundle.offset).sigmoid().numpy()

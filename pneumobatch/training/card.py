@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumobatch.config import Job
+from pneumobatch.metrics import Calibration
 
 _TEXT = """# MODEL_ID
 
@@ -15,7 +16,8 @@ for improved pneumonia detection in chest X-ray images* (2024).
 ## Model
 - Network: `{network}`, input {size} × {size} grey, squashed{input}.
 - Loss `{loss}` (γ {gamma}, α {alpha}); starting weights: {weights}.
-- Output: softmax after division by temperature {temperature:.4f}; pneumonia at probability ≥ {threshold:.4f}.
+- Output: probability sigmoid((logit of pneumonia − logit of normal) / {temperature:.4f} {offset:+.4f}); pneumonia at
+  probability ≥ {threshold:.4f}.
 - Uncertain: probabilities from {low:.4f} to {high:.4f}. Of the validation films at least {certain[0]:.1%} of the
   pneumonias lie at or above the low end and {certain[1]:.1%} of the normal films at or below the high end.
 - Probabilities hold where {prevalence:.1%} of the films show pneumonia, as in validation; for another prevalence they
@@ -23,11 +25,11 @@ for improved pneumonia detection in chest X-ray images* (2024).
 
 {rationale}## Training data
 {train} films ({train_sick} pneumonia, {train_well} normal) trained it and {validation} ({validation_sick} pneumonia,
-{validation_well} normal) of other patients chose epoch, temperature and threshold. {left_out} films were left out
+{validation_well} normal) of other patients chose epoch, calibration and threshold. {left_out} films were left out
 (unlabelled, unreadable, outside the domain, or byte-identical copies). {patients} {held}
 Ages covered: {ages}.
 
-## Validation, on the films that also chose epoch, temperature and threshold
+## Validation, on the films that also chose epoch, calibration and threshold
 AUROC {auroc:.4f}; at the threshold ({target}): sensitivity {sensitivity:.4f}, specificity {specificity:.4f},
 accuracy {accuracy:.4f}. {shifted}These figures are optimistic: the same fold selected and reports. Test on films of
 your own.
@@ -51,8 +53,8 @@ sensitivity {shifted_sensitivity:.4f}, specificity {shifted_specificity:.4f}, ac
 
 
 def write(
-    job: Job, temperature: float, threshold: float, target: str, uncertain: tuple[float, float], data: dict[str, Any],
-    found: dict[str, Any],
+    job: Job, calibration: Calibration, threshold: float, target: str, uncertain: tuple[float, float],
+    data: dict[str, Any], found: dict[str, Any],
 ) -> str:  # fmt: skip
     """Fills in the card; MODEL_ID is replaced when the bundle is saved and its hash is known."""
     ages = job.training.validated_age_years
@@ -65,7 +67,8 @@ def write(
         gamma=job.loss.gamma,
         alpha=job.loss.alpha,
         weights=Path(job.network.weights or "random").name,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        offset=calibration.offset,
         threshold=threshold,
         target=target,
         low=uncertain[0],

@@ -46,8 +46,13 @@ def experiment(job: Job) -> Experimented:
     baseline = grid.baseline(job)
     plans: dict[str, Split | NotRun] = {name: protocols.split(job, name) for name in job.experiment.protocols}
     splits = {name: plan for name, plan in plans.items() if isinstance(plan, Split)}
+    if job.experiment.early_stopping and len(splits) > 1:
+        raise ValueError(
+            "experiment.early_stopping: stops trials by their validation scores, which those of two protocols take "
+            "from different films; give one of experiment.protocols"
+        )
     trials = grid.trials(job, splits)
-    left = [trial for trial in trials if not storage.is_file(tune.result_uri(job, trial.key))]
+    left = [trial for trial in trials if not _finished(trial)]
     if done := len(trials) - len(left):
         say(f"experiment {job.experiment.name}: {done} of {len(trials)} trials were finished before")
     missing = _run(job, left, splits) if left else {}
@@ -83,6 +88,14 @@ def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict
         return tune.run(job, resources, trials, folds)
 
 
+def _finished(trial: Trial) -> bool:
+    """Whether its scores are there; one that was stopped early is finished only for those who stop early."""
+    uri = tune.result_uri(trial.job, trial.key)
+    if not storage.is_file(uri):
+        return False
+    return trial.job.experiment.early_stopping or "stopped" not in json.loads(storage.read_bytes(uri))
+
+
 def _blocks(job: Job, films: pa.Table, size: int, name: str) -> list["ray.ObjectRef[pa.Table]"]:
     fold = decode(job, films, size, f"decode {name} films")
     require_classes(fold, name)
@@ -99,16 +112,17 @@ def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
     if "stopped" in found:
         return Entry(recipe | {"status": "stopped", "reason": found["stopped"].partition(": ")[2]})
     labels, margins = np.array(found["validation_labels"]), np.array(found["validation_margins"])
-    plan, temperature = trial.job.training, metrics.fit_temperature(margins, labels)
-    threshold = metrics.choose_threshold(labels, _sigmoid(margins / temperature), plan.target, plan.target_value)
+    plan, calibration = trial.job.training, metrics.fit_calibration(margins, labels)
+    threshold = metrics.choose_threshold(labels, calibration.probabilities(margins), plan.target, plan.target_value)
+    fold = len(labels) // (2 if plan.validation == "shifted" else 1)  # whose films stand there twice
     test = split.test.append_column("format", pa.nulls(len(split.test), pa.string()))
     test = test.append_column("published_patient", catalog.publishable(test)["patient"])
     films = test.take(pc.index_in(pa.array(found["test_image_ids"]), test["image_id"].combine_chunks()))
-    scores = pa.array(_sigmoid(np.array(found["test_margins"]) / temperature))
+    scores = pa.array(calibration.probabilities(found["test_margins"]))
     facts = {name: found[name] for name in comparison.MEASURED} | {
-        "validation_films": len(labels), "validation_auroc": metrics.auroc(labels, margins), "temperature": temperature,
-        "threshold": threshold,
-        "unreadable": sum(map(len, split[:3])) - found["train_films"] - len(labels) - len(films),
+        "validation_films": fold, "validation_auroc": metrics.auroc(labels[:fold], margins[:fold]),
+        "threshold": threshold, **calibration._asdict(),
+        "unreadable": sum(map(len, split[:3])) - found["train_films"] - fold - len(films),
     }  # fmt: skip
     return Entry(
         recipe | facts | {"status": "done"},
@@ -140,7 +154,3 @@ def _recipe(job: Job, protocol: str, row: str, seed: int) -> dict[str, Any]:
         if plan.target == "balanced"
         else f"{plan.target} >= {plan.target_value}",
     }
-
-
-def _sigmoid(margins: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return 0.5 * (1 + np.tanh(margins / 2))

@@ -15,7 +15,7 @@ SECTIONS = ("network", "loss", "augmentation", "training")
 
 NOT_LEARNED_FROM = {
     "preset", "run_id", "workers", "use_gpu", "cpus_per_worker", "validation_fraction", "target", "target_value",
-    "max_failures", "checkpoints_to_keep", "validated_age_years", "rationale",
+    "max_failures", "checkpoints_to_keep", "validated_age_years", "rationale", "uncertain",
 }  # fmt: skip
 """Keys of `training` that do not change what a network learns from given films: where it runs, and what is done with
 its scores afterwards."""
@@ -82,6 +82,10 @@ def _row(job: Job, levels: tuple[Level, ...]) -> Row:
                     raise ValueError(f"factors: two levels of row {name!r} give {section}.{key} different values")
     if ("training", "seed") in changed:
         raise ValueError(f"factors: row {name!r} sets training.seed; the seeds of all rows are experiment.seeds")
+    if ("training", "validation_fraction") in changed:
+        raise ValueError(
+            f"factors: row {name!r} sets training.validation_fraction; all rows share one fold: set it in [training]"
+        )
     preset = changed.get(("training", "preset"), job.training.preset)
     if job.training.preset == "paper" and preset != "paper":
         raise ValueError(
@@ -107,7 +111,7 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     first: dict[str, Trial] = {}
     for trial in found:
         if (same := first.setdefault(trial.key, trial)) is not trial:
-            raise ValueError(f"factors: rows {same.row!r} and {trial.row!r} are the same recipe; leave one of them out")
+            raise ValueError(f"factors: rows {same.row!r} and {trial.row!r} learn the same; leave one of them out")
     return found
 
 

@@ -142,6 +142,8 @@ class Trainer:
         """One pass over the training films; returns the mean loss, the last learning rate and images/s."""
         plan, size = self.job.training, self.job.network.image_size
         self.model.train()
+        # Dropout and stochastic depth draw from here: an epoch draws the same after a restart.
+        torch.manual_seed((plan.seed * 1_000_003 + self.epoch) * self.shard.world + self.shard.rank)
         started, seen, total = time.perf_counter(), 0, torch.zeros((), device=self.device)
         steps = max(len(films) // min(plan.batch_size, len(films)), 1)
         whole = self.shard.batch(len(films), plan.batch_size)

@@ -1,7 +1,7 @@
 """The experiment's protocols (reading 4): which films train, which select, and which report.
 
-In both, a validation fold of the training side selects epoch, temperature and threshold, and the test films are only
-reported on (reading 5). No patient has films on two sides.
+In both, a validation fold of the training side, the same for all rows, selects epoch, calibration and threshold, and
+the test films are only reported on (reading 5). No patient has films on two sides, as far as patients are known.
 """
 
 from typing import NamedTuple
@@ -45,25 +45,34 @@ def split(job: Job, protocol: str) -> Split | NotRun:
         rest, test, told = _official(job, job.experiment.test)
     else:
         rest, test, told = _paper_like(job)
+    plan = job.training
     held = validation_fold(
-        rest["label"].to_pylist(), rest["patient"].to_pylist(), job.training.validation_fraction, job.training.seed
-    )
+        rest["label"].to_pylist(), rest["patient"].to_pylist(), plan.validation_fraction, plan.seed,
+        shifted=plan.validation == "shifted",
+    )  # fmt: skip
+    unknown = rest["patient"].null_count + test["patient"].null_count
+    if unknown:
+        told += f"; the patients of {unknown} films are not known, so films of one patient may stand on two sides"
     return Split(rest.filter(pa.array(~held)), rest.filter(pa.array(held)), test, told)
 
 
 def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
-    test, films = _listed(job.archive.model_copy(update={"uri": uri})), _listed(job.archive)
+    listed, home = _listed(job.archive), str(job.archive.uri)
+    test, films = usable(_listed(job.archive.model_copy(update={"uri": uri})), uri), usable(listed, home)
+    # Both folders may have films of one path, and so of one id.
+    films = films.set_column(0, "image_id", pc.binary_join_element_wise("training:", films["image_id"], ""))
     # Copies of a test film are found in the training folder because the test films stand first.
-    both = usable(catalog.find_duplicates(pa.concat_tables([test, films]), job.archive.max_bytes), uri)
+    both = usable(catalog.find_duplicates(pa.concat_tables([test, films]), job.archive.max_bytes), home)
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
     known = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], test["patient"].combine_chunks()))
     rest = rest.filter(pc.invert(known))
-    if not len(test) or not len(rest):
+    if not len(rest):
         raise ValueError(
-            f"experiment.test: {uri} leaves no film on one side; it must be another folder than archive.uri"
+            f"experiment.test: every film of {home} is a copy of one of {uri}, or of a patient there; it must be "
+            "another folder than archive.uri"
         )
-    left_out = len(films) - len(rest)
+    left_out = len(listed) - len(rest)
     return rest, test, (
         f"the data set's own test folder, {len(test)} films, and its training folder, {len(rest)} films; {left_out} of "
         "the training folder are left out (copies of other films, without a label, or of a test patient)"

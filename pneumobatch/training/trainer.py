@@ -300,15 +300,15 @@ def _bundle(
     job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
     data: dict[str, Any], fingerprint: str, seconds: float,
 ) -> bundles.Bundle:  # fmt: skip
-    """Fits temperature, threshold and uncertain band on the validation logits and writes the bundle.
+    """Fits calibration, threshold and uncertain band on the validation logits and writes the bundle.
 
     For `training.validation = "shifted"` the logits hold every film twice, as it is and changed: both are fitted on.
     """
     plan, count = job.training, len(validation.labels)
     labels = np.tile(validation.labels, len(logits) // count)
-    difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
-    temperature = metrics.fit_temperature(difference, labels)
-    probabilities = 1 / (1 + np.exp(-difference / temperature))
+    margins = (logits[:, 1] - logits[:, 0]).astype(np.float64)
+    calibration = metrics.fit_calibration(margins, labels)
+    probabilities = calibration.probabilities(margins)
     threshold = metrics.choose_threshold(labels, probabilities, plan.target, plan.target_value)
     uncertain = metrics.uncertain_band(labels, probabilities, threshold, *plan.uncertain)
     found = _found(labels[:count], probabilities[:count], threshold)
@@ -325,7 +325,8 @@ def _bundle(
     bundle = bundles.Bundle(
         network=job.network.model_copy(update={"weights": None}),
         preprocessing=bundles.Preprocessing(image_size=job.network.image_size),
-        temperature=temperature,
+        temperature=calibration.temperature,
+        offset=calibration.offset,
         threshold=threshold,
         target=goal,
         uncertain=uncertain,
@@ -341,7 +342,7 @@ def _bundle(
     )
     history = pa.Table.from_pylist(state["history"])
     reference = _reference(validation, probabilities[:count], plan.seed)
-    text = card.write(job, temperature, threshold, goal, uncertain, data, found)
+    text = card.write(job, calibration, threshold, goal, uncertain, data, found)
     return save_bundle(target, bundle, weights, history, reference, text)
 
 

@@ -128,6 +128,20 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
         catalog.build(Archive(uri=str(folder), labels=str(labels)))
 
 
+def test_a_file_name_of_several_images_labels_none(folder: Path, tmp_path: Path) -> None:
+    for name in ("p2", "p3"):
+        (folder / name).mkdir()
+        (folder / name / "film.png").write_bytes(_png(9))
+    labels = tmp_path / "labels.csv"
+    for name in ("film.png", "film"):
+        labels.write_text(f"path,label\n{name},PNEUMONIA\n")
+        with pytest.raises(ValueError, match="a file name fits several images; name them by their path below"):
+            catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    labels.write_text("path,label\np3/film.png,PNEUMONIA\np2/film.png,NORMAL\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels), include=("p*/*",)))
+    assert table["label"].to_pylist() == [0, 1]
+
+
 def test_beside_parquet_only_what_is_set_aside_may_lie(folder: Path, tmp_path: Path) -> None:
     picture = (folder / "other.png").read_bytes()
     home = tmp_path / "tables"
@@ -363,18 +377,27 @@ def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -
     storage.write_bytes("memory://labels/l.csv", text.encode())
     last = {key: (label, i) for i, (key, label) in enumerate(rows)}
 
+    named: list[str] = []
+
     def expected(path: str) -> tuple[bool, int | None, str | None, str | None]:
         name = path.rsplit("/", 1)[-1]
         for key in (path, f"id-of-{path}", name, name.rsplit(".", 1)[0]):
             if key in last:
+                named.extend([key] * (key not in {path, f"id-of-{path}"}))
                 label, i = last[key]
                 return True, {"0": 0, "1": 1, "pending": None}[label], f"patient:p{i}", f"s{i}"
         return False, None, None, None
 
+    wanted = [expected(path) for path in paths]
     table = LabelTable(Archive(uri="x", labels="memory://labels/l.csv"))
-    found = table.find(pa.chunked_array([paths]), pa.chunked_array([[f"id-of-{path}" for path in paths]]))
+    arguments = pa.chunked_array([paths]), pa.chunked_array([[f"id-of-{path}" for path in paths]])
+    if len(set(named)) < len(named):
+        with pytest.raises(ValueError, match="a file name fits several images"):
+            table.find(*arguments)
+        return
+    found = table.find(*arguments)
     columns = (found[name].to_pylist() for name in ("found", "label", "patient", "sex"))
-    assert list(zip(*columns, strict=True)) == [expected(path) for path in paths]
+    assert list(zip(*columns, strict=True)) == wanted
 
 
 def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

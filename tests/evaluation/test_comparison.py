@@ -124,4 +124,4 @@ def test_the_page_tells_what_is_missing_and_names_no_patient(compared: tuple[pa.
     assert "120 films held out".capitalize() in page
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert "Secret" not in page and "Secret" not in str(predictions["patient"].to_pylist())
-    assert "0.05 / 2 = 0.025" in page
+    assert "0.05 / 4 = 0.013" in page

@@ -78,6 +78,7 @@ def test_an_identity_of_the_first_bundles_is_still_the_same() -> None:
         network=network, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5, target="x"
     )
     assert bundle.identity().startswith("8edc16edbb8c")
+    assert bundle.model_copy(update={"offset": 0.25}).identity() != bundle.identity()
 
 
 def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bundle: Make) -> None:

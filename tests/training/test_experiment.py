@@ -139,6 +139,10 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     assert cli.run(words) == 0  # it stays so
     assert before == sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
     assert not any((tmp_path / "_staging" / "experiments" / "trial").iterdir())
+    job_file(tmp_path, "plain", more="concurrent = 1\nseeds = [0, 1, 2, 3]\n")
+    assert cli.run(words) == 0  # for those who stop none they are still to be run
+    whole = [row["status"] for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
+    assert whole == ["done"] * 4
 
 
 def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(

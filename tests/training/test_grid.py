@@ -55,6 +55,7 @@ def test_committed_grids_are_whole(name: str) -> None:
             "'a, b' give loss.gamma different values",
         ),
         (job({"r": [{"name": "other", "training": {"seed": 1}}]}), "the seeds of all rows are experiment.seeds"),
+        (job({"r": [{"name": "other", "training": {"validation_fraction": 0.5}}]}), "all rows share one fold"),
         (job({"network": NETWORKS}, experiment={"baseline": "plan"}), "did you mean 'plain'?"),
         (
             job({"r": [{"name": "ours", "training": {"preset": "default"}}]}, training={"preset": "paper"}),
@@ -83,7 +84,7 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
 
     keys_before = keys([0, 1])
     assert len(set(keys_before)) == 2
-    assert keys([0, 1], training={"workers": 2, "target": "balanced", "max_failures": 9}) == keys_before
+    assert keys([0, 1], training={"workers": 2, "target": "balanced", "uncertain": (0.9, 0.9)}) == keys_before
     assert not set(keys([0, 1], training={"epochs": 7})) & set(keys_before)
     assert not set(keys([0, 1], augmentation={"flip": 0.1})) & set(keys_before)
     assert not set(keys([1, 1])) & set(keys_before)
@@ -93,5 +94,5 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
 
 def test_two_rows_of_one_recipe_are_refused() -> None:
     same = job({"n": [{"name": "a"}, {"name": "b", "network": {"name": "attention_resnet50"}}]})
-    with pytest.raises(ValueError, match="rows 'a' and 'b' are the same recipe"):
+    with pytest.raises(ValueError, match="rows 'a' and 'b' learn the same"):
         grid.trials(same, {"official": _split([0, 1])})

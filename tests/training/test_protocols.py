@@ -1,5 +1,6 @@
 """Protocols: no patient and no copy on two sides, so many films held out, and a reason where one cannot run."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,45 @@ def test_official_trains_on_no_test_patient_and_no_copy_of_a_test_film(folders: 
     assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
 
 
+def test_films_of_one_path_in_both_folders_are_two_films(folders: tuple[Path, Path]) -> None:
+    archive, test = folders
+    _film(archive, "NORMAL/1.jpeg", b"d" * 400)
+    _film(test, "NORMAL/1.jpeg", b"e" * 401)
+    for folder in folders:
+        _film(folder, "NORMAL/2.jpeg", b"f" * 402)  # one film under one path in both
+    found = split(Job.model_validate({"archive": {"uri": str(archive)}, "experiment": {"test": str(test)}}), "official")
+    assert isinstance(found, Split)
+    assert len(found.test) == 5 and all(str(test) in uri for uri in found.test["uri"].to_pylist())
+    rest = found.train["uri"].to_pylist() + found.validation["uri"].to_pylist()
+    assert sum(uri.endswith("/1.jpeg") for uri in rest) == 1 and not any(uri.endswith("/2.jpeg") for uri in rest)
+    assert "the patients of 3 films are not known" in found.told
+
+
+def test_a_folder_without_labels_is_named(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    _film(tmp_path / "bare", "1.jpeg", b"1")
+    for home, test in ((tmp_path / "bare", folders[1]), (folders[0], tmp_path / "bare")):
+        given = Job.model_validate({"archive": {"uri": str(home)}, "experiment": {"test": str(test)}})
+        with pytest.raises(ValueError, match=f"no film of {tmp_path / 'bare'} has a label"):
+            split(given, "official")
+
+
+def test_the_shifted_fold_is_that_of_the_lowest_numbers(folders: tuple[Path, Path]) -> None:
+    given = {
+        "archive": {"uri": str(folders[0])},
+        "experiment": {"test": str(folders[1])},
+        "training": {"validation": "shifted", "validation_fraction": 0.2},
+    }
+    found = split(Job.model_validate(given), "official")
+    assert isinstance(found, Split)
+    numbers = [int(re.findall(r"(?:IM-|person)0*(\d+)", uri)[0]) for uri in found.validation["uri"].to_pylist()]
+    assert max(numbers) <= 2
+
+
 def test_official_says_why_it_is_not_run(folders: tuple[Path, Path]) -> None:
     found = split(Job.model_validate({"archive": {"uri": str(folders[0])}}), "official")
     assert isinstance(found, NotRun) and "experiment.test is not set" in found.reason
     same = {"archive": {"uri": str(folders[0])}, "experiment": {"test": str(folders[0])}}
-    with pytest.raises(ValueError, match=r"experiment\.test: .* leaves no film on one side"):
+    with pytest.raises(ValueError, match=r"experiment\.test: every film of .* is a copy of one of"):
         split(Job.model_validate(same), "official")
 
 
