@@ -7,7 +7,7 @@ import pyarrow as pa
 
 TEXTS = {
     "hidden": "with hidden names (beginning with . or _)",
-    "excluded": "by archive.include and archive.exclude",
+    "excluded": "by archive.include and archive.exclude, or as the table of labels",
 }
 """What is left out, and what people call it."""
 
