@@ -48,13 +48,11 @@ def pipeline(request: Request, _: Ready) -> Facts:
         with cluster.engine(job.cluster) as resources:
             running = time.monotonic()
             in_flight = int(max(resources.cpus, config.scorers, 1))
+            gpu = resources.gpus > 0
             least = (
-                1
-                if request.exact
-                else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, resources.gpus > 0)
+                1 if request.exact else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, gpu)
             )
             films = _catalogue(repeated(request, max(request.images, least)))
-            gpu = resources.gpus > 0
             plan = screening.decided(job, uri, bundle, resources, len(films), gpu=gpu)
             run = Run(job, bundle)
             for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):

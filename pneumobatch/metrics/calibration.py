@@ -19,7 +19,7 @@ class Calibration(NamedTuple):
 
     def probabilities(self, margins: ArrayLike) -> Floats:
         """Returns float64[N] in 0–1 for margins [N], the logit of pneumonia minus that of normal."""
-        return 0.5 * (1 + np.tanh((np.asarray(margins, np.float64) / self.temperature + self.offset) / 2))
+        return _sigmoid(np.asarray(margins, np.float64) / self.temperature + self.offset)
 
 
 def fit_calibration(margins: ArrayLike, labels: ArrayLike) -> Calibration:

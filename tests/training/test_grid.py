@@ -84,7 +84,8 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
 
     keys_before = keys([0, 1])
     assert len(set(keys_before)) == 2
-    assert keys([0, 1], training={"workers": 2, "target": "balanced", "uncertain": (0.9, 0.9)}) == keys_before
+    assert keys([0, 1], training={"workers": 2, "target": "balanced", "max_failures": 9}) == keys_before
+    assert keys([0, 1], training={"uncertain": (0.9, 0.9), "rationale": "none"}) == keys_before
     assert not set(keys([0, 1], training={"epochs": 7})) & set(keys_before)
     assert not set(keys([0, 1], augmentation={"flip": 0.1})) & set(keys_before)
     assert not set(keys([1, 1])) & set(keys_before)
