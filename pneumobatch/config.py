@@ -245,8 +245,9 @@ class Screening(Section):
     """Images a decode task: the unit that is retried, and lost at most by a kill; 0: 64, more in long archives."""
     scorers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of scoring; auto: bf16 where the hardware has it."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Arithmetic of scoring; auto: bf16 where the hardware has it. int8: the backbone's convolutions in integers, for
+    CPUs with VNNI or AMX; its probabilities differ by a few hundredths at most from those that chose the threshold."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network; auto: when the archive is long enough to pay for it and a C++ compiler is there."""
     nightly: bool = False

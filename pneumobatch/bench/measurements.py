@@ -43,10 +43,9 @@ def prepare(request: Request, _: Ready) -> Facts:
     if not scored:
         reasons = ", ".join(f"{name} {count}" for name, count in left_out.most_common())
         raise ValueError(f"archive.uri: none of {chosen} images of {request.job.archive.uri} can be scored ({reasons})")
-    native = hardware.hardware_precision(device().type)
     if config.compile == "on" and not hardware.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    precision = native if config.precision == "auto" else config.precision
+    precision = hardware.scoring_precision(config.precision, device().type, bundle)
     batch = config.batch_size or hardware.BATCH[device().type]
     return {
         "uris": [films["uri"][number].as_py() for number in scored],
@@ -55,7 +54,7 @@ def prepare(request: Request, _: Ready) -> Facts:
         "listed": len(listed),
         "model_id": bundle.model_id,
         "precision": precision,
-        "hardware_precision": native,
+        "hardware_precision": hardware.hardware_precision(device().type),
         "compile": config.compile != "off" and hardware.compiler() is not None,
         "batch": batch,
         "compiled_already": hardware.compiled_path(bundle, precision, batch, device().type, hardware.THREADS).exists(),

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from pneumobatch.config import Job
+from pneumobatch.models.hardware import Precision
 
 READY, GO = "ready", "go"
 SAMPLE_SECONDS = 0.25
@@ -41,7 +42,7 @@ class Request(BaseModel):
     """The pipeline takes exactly so many images, even where they are too few for a steady state."""
     uris: tuple[str, ...] = ()
     """Readable films, repeated to reach `images`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the network."""
     compiled: bool = False
     """Whether the network is compiled."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pneumobatch.bench.processes import Measured, Memory, Request
 from pneumobatch.config import Job
+from pneumobatch.models.hardware import Precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 DECODE, DECODE_ALL = "decode, one core", "decode, all cores"
 PLAIN, TUNED = "plain DataLoader loop, fp32 eager", "hand-tuned process"
 PIPELINE, NULL = "this pipeline", "this pipeline, null network"
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

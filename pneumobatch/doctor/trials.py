@@ -62,7 +62,8 @@ def precisions(_: Job) -> Findings:
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
     how = "native" if hardware.hardware_precision(kind) == "bf16" else "emulated"
     text = f"bf16 is {how} on this {kind}: a convolution runs {ratio:.1f} × as fast as in fp32"
-    yield Finding("precision", f"{text}; `auto` takes {hardware.hardware_precision(kind)}")
+    other = "" if kind == "cuda" else f"; it {'has' if hardware.computes_int8() else 'lacks'} what int8 needs"
+    yield Finding("precision", f"{text}; `auto` takes {hardware.hardware_precision(kind)}{other}")
 
 
 def _convolution_seconds(dtype: torch.dtype, device: torch.device) -> float:

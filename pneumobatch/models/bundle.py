@@ -58,6 +58,9 @@ class Bundle(BaseModel):
     uncertain: tuple[float, float] | None = None
     """Lowest and highest probability at which a film is marked uncertain, around the threshold; unset: an older bundle,
     which marks none."""
+    ranges: dict[str, tuple[float, float]] = {}
+    """Least and greatest input of each convolution that int8 computes, over the validation films; empty: an older
+    bundle, or a network without such."""
     validated_age_years: tuple[int, int] | None = None
     """Ages (whole years, inclusive) that the training films cover; unset: unknown."""
     metrics: dict[str, Any] = {}
@@ -82,6 +85,7 @@ class Bundle(BaseModel):
             self.temperature, self.threshold,
             *([self.uncertain] if self.uncertain else []),  # an older bundle keeps its name
             *([{"offset": self.offset}] if self.offset else []),
+            *([{"ranges": self.ranges}] if self.ranges else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 

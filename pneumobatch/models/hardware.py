@@ -12,7 +12,7 @@ from typing import Literal
 from pneumobatch import __version__
 from pneumobatch.models.bundle import Bundle
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 
 BATCH: dict[str, int] = {"cpu": 8, "cuda": 128}
 """Default images a forward pass; a core's cache holds no more than 8 films' feature maps."""
@@ -29,6 +29,33 @@ def hardware_precision(device: str) -> Precision:
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
+
+
+def computes_int8() -> bool:
+    """Whether this CPU multiplies int8 exactly: on older ones the sum of two products saturates."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())
+
+
+def scoring_precision(wanted: Precision | Literal["auto"], device: str, bundle: Bundle) -> Precision:
+    """What scoring computes in: what is wanted, or for `auto` `hardware_precision`.
+
+    Raises:
+        ValueError: int8 is wanted, and this machine or bundle cannot.
+    """
+    if wanted == "auto":
+        return hardware_precision(device)
+    if wanted == "int8":
+        if device != "cpu" or not computes_int8():
+            raise ValueError(
+                "screening.precision: int8 needs CPUs with VNNI or AMX, and no GPU; this machine has "
+                f"{'a GPU' if device != 'cpu' else 'neither'}: leave it at auto"
+            )
+        if not bundle.ranges:
+            raise ValueError(
+                f"screening.precision: int8 needs ranges, which bundle {bundle.model_id} lacks: it is from an older "
+                "version, or its network has no convolutions for it; train it again or leave it at auto"
+            )
+    return wanted
 
 
 def compiler() -> str | None:

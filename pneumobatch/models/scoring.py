@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pneumobatch.models import hardware
 from pneumobatch.models.bundle import Bundle
 from pneumobatch.models.hardware import Precision, compiled_path
 
@@ -34,10 +35,16 @@ class _Scoring(nn.Module):
 
 
 def _network(uri: str, bundle: Bundle, precision: Precision, device: torch.device) -> _Scoring:
-    from pneumobatch.models.weights import load_network  # a compiled network does without, and without its imports
+    from pneumobatch.models.int8 import quantise  # a compiled network does without, and without its imports
+    from pneumobatch.models.weights import load_network
 
+    network = load_network(uri, bundle)
+    if precision == "int8":
+        hardware.scoring_precision(precision, device.type, bundle)  # not every node need be like the first
+        quantise(network, bundle.ranges)
+        precision = hardware.hardware_precision(device.type)  # of all else
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return _Scoring(load_network(uri, bundle), dtype).to(device).eval()
+    return _Scoring(network, dtype).to(device).eval()
 
 
 def eager(uri: str, bundle: Bundle, precision: Precision, device: torch.device) -> Logits:

@@ -206,7 +206,7 @@ def decided(
 def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, images: int) -> Plan:
     """Decides once how the run scores; a resumed run keeps to it."""
     device = "cuda" if gpu else "cpu"
-    precision = hardware.hardware_precision(device) if config.precision == "auto" else config.precision
+    precision = hardware.scoring_precision(config.precision, device, bundle)
     batch = config.batch_size or hardware.BATCH[device]
     compiling = config.compile == "on"
     if config.compile == "auto":

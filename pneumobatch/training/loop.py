@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from pneumobatch import metrics, storage
 from pneumobatch.archive.films import pixels_of
 from pneumobatch.config import Job
+from pneumobatch.models import int8
 from pneumobatch.models.hardware import hardware_precision
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
@@ -131,6 +132,7 @@ class Trainer:
         self.bf16 = (hardware_precision(device.type) if wanted == "auto" else wanted) == "bf16"
         self.epoch = 0
         self.history: list[dict[str, float]] = []
+        self.ranges: dict[str, Tensor] = {}
 
     def logits(self, model: nn.Module, pixels_B1SS: Tensor) -> Tensor:
         """Returns float32 logits; the network itself runs in the job's precision."""
@@ -190,10 +192,15 @@ class Trainer:
             float32[N, 2], the logits in the fold's order, the same on every worker; for `training.validation =
             "shifted"` float32[2 N, 2], the fold as it is and then once more under `augment.SHIFT`.
         """
-        if self.job.training.validation == "random":
-            return self.score(films)
-        fate = augment.draw(augment.SHIFT, len(films), torch.Generator().manual_seed(self.job.training.seed))
-        return np.concatenate([self.score(films), self.score(films, fate)])
+        with int8.watched(self.shipped()) as self.ranges:
+            logits = [self.score(films)]
+            if self.job.training.validation == "shifted":
+                fate = augment.draw(augment.SHIFT, len(films), torch.Generator().manual_seed(self.job.training.seed))
+                logits.append(self.score(films, fate))
+        if self.shard.world > 1:
+            for greatest in self.ranges.values():
+                dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return np.concatenate(logits)
 
     @torch.inference_mode()
     def score(self, films: Films, fate_NF: Tensor | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -237,6 +244,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
+            "ranges": {name: (-float(least), float(greatest)) for name, (least, greatest) in self.ranges.items()},
         }
         torch.save(content, buffer)
         return buffer.getvalue()

@@ -330,6 +330,7 @@ def _bundle(
         threshold=threshold,
         target=goal,
         uncertain=uncertain,
+        ranges=state.get("ranges", {}),  # a run that an older version began may have its best epoch from then
         validated_age_years=plan.validated_age_years,
         metrics=found,
         data=data,

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from pneumobatch import cluster, tables
+from pneumobatch import cluster, storage, tables
 from pneumobatch.config import Job
 from pneumobatch.models import bundle as bundles
+from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
+from pneumobatch.screening.pipeline import screen
 from pneumobatch.training.trainer import Fold, _reference, train
 
 pytestmark = pytest.mark.engine
@@ -53,7 +55,7 @@ def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
     bundle = bundles.load(undisturbed)
-    load_network(undisturbed, bundle)
+    assert set(bundle.ranges) == set(int8.convolutions(load_network(undisturbed, bundle)))
     history = pq.read_table(Path(undisturbed) / "history.parquet")
     assert history["epoch"].to_pylist() == [1, 2, 3, 4]
     wanted = {"train_loss", "validation_loss", "accuracy", "sensitivity", "specificity", "auroc", "learning_rate"}
@@ -150,6 +152,23 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
     thread.join(timeout=5)
     assert killed
     assert pq.read_table(Path(trained.uri) / "history.parquet")["epoch"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_trained_screens_in_int8_by_its_own_ranges(undisturbed: str, films: Path, tmp_path: Path) -> None:
+    if not hardware.computes_int8():
+        pytest.skip("this CPU has neither VNNI nor AMX")
+    scored = {}
+    for precision in ("fp32", "int8"):
+        screening = {"bundle": undisturbed, "precision": precision, "failure_budget": 0.5}
+        output = tmp_path / precision
+        given = {"archive": {"uri": str(films)}, "screening": screening, "output": {"uri": str(output)}}
+        record = screen(Job.model_validate(given))
+        assert record["plan"]["precision"] == precision
+        rows = pa.concat_tables([storage.read_table(str(output / path)) for path in record["predictions"]])
+        scored[precision] = rows.filter(pc.is_valid(rows["probability"])).sort_by("image_id")
+    exact, rough = (scored[precision]["probability"].to_numpy() for precision in ("fp32", "int8"))
+    assert scored["fp32"]["image_id"].equals(scored["int8"]["image_id"]) and len(exact) > 30
+    assert 0 < np.abs(exact - rough).max() < 0.05
 
 
 def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
