@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SILENCE_SECONDS = 60.0
-"""After so long without a result a job says what it waits for."""
+"""After so long without a result a job looks at the cluster, and says so if it lacks workers."""
+
+BUSY_SILENCES = 5
+"""After so many times as long it says so as well if the cluster is only busy."""
 
 _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -146,62 +150,86 @@ def offered(*, local: bool) -> Resources:
     return Resources(tuple(node for node in nodes if node.cpus), local)
 
 
-def answer(reference: "ray.ObjectRef[T]", config: Cluster, *, gpu: bool) -> T:
+def answer(reference: "ray.ObjectRef[T]", resources: Resources, config: Cluster, *, gpu: bool) -> T:
     """Waits for a task that needs a CPU or a GPU: a cluster may have to bring up a node for it first, or be busy.
 
     Raises:
-        NoWorkerError: For `cluster.patience_minutes` the cluster had no such node; one that is busy is waited for.
+        NoWorkerError: As `awaited`; a node that is busy is waited for.
         Exception: What the task raised.
     """
     import ray
 
-    wanted = "GPU" if gpu else "CPU"
-    lacking = time.monotonic()
-    while not ray.wait([reference], timeout=min(SILENCE_SECONDS, config.patience_minutes * 60))[0]:
-        found = offered(local=False)
-        say(f"waiting for a worker with a {wanted}: the cluster has {found}")
-        if found.gpus if gpu else found.cpus:
-            lacking = time.monotonic()
-        elif time.monotonic() - lacking >= config.patience_minutes * 60:
-            ray.cancel(reference, force=True)
-            raise NoWorkerError(
-                f"cluster: for {config.patience_minutes:g} minutes (cluster.patience_minutes) no worker with a "
-                f"{wanted} came; the cluster has {found}. Look at its autoscaler, its quota and the workers' image, "
-                "and start the same job again"
-            )
     try:
-        result: T = ray.get(reference)
+        wanted = f"a worker with a {'GPU' if gpu else 'CPU'}"
+        with awaited(wanted, resources, config, lambda found: (found.gpus if gpu else found.cpus) > 0):
+            result: T = ray.get(reference)
+    except NoWorkerError:
+        ray.cancel(reference, force=True)
+        raise
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     return result
 
 
 @contextmanager
-def awaited(what: str, resources: Resources) -> Iterator[Callable[[], None]]:
+def awaited(
+    what: str, resources: Resources, config: Cluster, enough: Callable[[Resources], bool]
+) -> Iterator[Callable[[], None]]:
     """Says what a job waits for, and what the cluster has, whenever nothing has come for long; yields what to call
-    when something has. A local engine has all it will ever have, and waits for nothing."""
-    last, done = time.monotonic(), threading.Event()
+    when something has. A local engine has all it will ever have, and waits for nothing.
+
+    Args:
+        what: What the job waits for.
+        resources: What the engine offered at first.
+        config: The cluster's section.
+        enough: Whether the job can go on with what the cluster has.
+
+    Raises:
+        NoWorkerError: For `cluster.patience_minutes` nothing came and the cluster did not have enough.
+    """
+    if resources.local:
+        yield lambda: None
+        return
+    last, done, given_up, patience = time.monotonic(), threading.Event(), "", config.patience_minutes * 60
+    waits = threading.current_thread()
 
     def came() -> None:
         nonlocal last
         last = time.monotonic()
 
     def watch() -> None:
-        said = last
-        while not done.wait(1.0):
-            if time.monotonic() - max(last, said) >= 5 * SILENCE_SECONDS:
-                said = time.monotonic()
-                say(f"waiting for {what} for {(said - last) / 60:.0f} minutes: the cluster has {offered(local=False)}")
+        nonlocal given_up
+        sufficed = said = last
+        while not done.wait(min(SILENCE_SECONDS, patience)):
+            now, found = time.monotonic(), offered(local=False)
+            if enough(found):
+                sufficed = now
+            lacks = now - max(last, sufficed)
+            if lacks >= patience and waits is threading.main_thread():
+                given_up = str(found)
+                # Whatever the job waits in, an interrupt is what ends it; Ray's calls have no other end in common.
+                signal.pthread_kill(int(waits.ident or 0), signal.SIGINT)
+                return
+            if now - max(last, said) >= SILENCE_SECONDS * (1 if lacks else BUSY_SILENCES):
+                said = now
+                say(f"waiting for {what} for {(now - last) / 60:.0f} minutes: the cluster has {found}")
 
     thread = threading.Thread(target=watch, daemon=True)
-    if not resources.local:
-        thread.start()
+    thread.start()
     try:
-        yield came
-    finally:
-        done.set()
-        if thread.is_alive():
+        try:
+            yield came
+        finally:
+            done.set()
             thread.join()
+    except (KeyboardInterrupt, SystemExit):
+        if not given_up:
+            raise
+        raise NoWorkerError(
+            f"cluster: for {config.patience_minutes:g} minutes (cluster.patience_minutes) {what} did not come, and the "
+            f"cluster lacks workers for it; it has {given_up}. Look at its autoscaler, its quota and the workers' "
+            "image, and start the same job again"
+        ) from None
 
 
 def _quiet() -> None:

@@ -100,7 +100,10 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
     plan = Plan(**run.plan(asdict(wanted)))
     resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
     first, head, done = 0.0, 0, 0
-    with track("screen", len(todo), "images") as advance, cluster.awaited("scored images", resources) as came:
+    waiting = cluster.awaited(
+        "scored images", resources, run.job.cluster, lambda found: (found.gpus if gpu else found.cpus) > 0
+    )
+    with track("screen", len(todo), "images") as advance, waiting as came:
         for rows in score(run.job, run.bundle, plan, todo, resources):
             came()
             run.stage(rows)
@@ -194,7 +197,7 @@ def decided(
         return decide(job.screening, uri, bundle, gpu, images), key_check()
 
     task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(there)
-    plan, key = cluster.answer(task.remote(), job.cluster, gpu=gpu)
+    plan, key = cluster.answer(task.remote(), resources, job.cluster, gpu=gpu)
     if key != key_check():
         raise ValueError(
             f"{SITE_KEY} of the cluster's workers is another than here, or not set in one place: hashes of paths and "

@@ -80,12 +80,13 @@ def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict
             if (trial.protocol, size) not in folds:
                 split, cached = splits[trial.protocol], cache_size(trial.job)
                 folds[trial.protocol, size] = tune.Folds(
-                    _blocks(job, split.train, cached, f"{trial.protocol} training"),
-                    _blocks(job, split.validation, size, f"{trial.protocol} validation"),
-                    _blocks(job, split.test, size, f"{trial.protocol} test"),
+                    _blocks(job, resources, split.train, cached, f"{trial.protocol} training"),
+                    _blocks(job, resources, split.validation, size, f"{trial.protocol} validation"),
+                    _blocks(job, resources, split.test, size, f"{trial.protocol} test"),
                     cached,
                 )
-        return tune.run(job, resources, trials, folds)
+        there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
+        return tune.run(job, there, trials, folds)
 
 
 def _finished(trial: Trial) -> bool:
@@ -96,8 +97,10 @@ def _finished(trial: Trial) -> bool:
     return trial.job.experiment.early_stopping or "stopped" not in json.loads(storage.read_bytes(uri))
 
 
-def _blocks(job: Job, films: pa.Table, size: int, name: str) -> list["ray.ObjectRef[pa.Table]"]:
-    fold = decode(job, films, size, f"decode {name} films")
+def _blocks(
+    job: Job, resources: cluster.Resources, films: pa.Table, size: int, name: str
+) -> list["ray.ObjectRef[pa.Table]"]:
+    fold = decode(job, resources, films, size, f"decode {name} films")
     require_classes(fold, name)
     return fold.blocks
 

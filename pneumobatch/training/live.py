@@ -1,6 +1,6 @@
 """Where an experiment's trials are: a live table on a terminal, a line an epoch otherwise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,13 +19,15 @@ SHOWN = 20
 class Live(ray.tune.Callback):
     """Tune's callback that shows the trials; a context in which the table stands."""
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, trials: Sequence[Trial], came: Callable[[], None]) -> None:
+        """`came` is called for every epoch of a trial."""
+        self.came = came
         self.trials = {trial.key: trial for trial in trials}
         self.states: dict[str, tuple[str, dict[str, Any]]] = {}
         self.table = rich.live.Live(console=console, get_renderable=self._table, auto_refresh=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"table": None}  # Tune keeps a copy of its callbacks; the terminal stays here
+        return self.__dict__ | {"table": None, "came": None}  # Tune keeps a copy of its callbacks; these stay here
 
     def __enter__(self) -> Self:
         if console.is_terminal:
@@ -44,6 +46,7 @@ class Live(ray.tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A trial has finished an epoch."""
+        self.came()
         self._move(trial, "runs", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import math
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -90,8 +91,9 @@ def train(job: Job) -> Trained:
     )  # fmt: skip
     started = time.time()
     with cluster.engine(job.cluster) as resources:
-        training = decode(job, known.filter(pa.array(~held)), cache_size(job), "decode training films")
-        validation = decode(job, known.filter(pa.array(held)), job.network.image_size, "decode validation films")
+        size = job.network.image_size
+        training = decode(job, resources, known.filter(pa.array(~held)), cache_size(job), "decode training films")
+        validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
         state, logits = _fit(job, there, training, validation, run_id, staging)
     data = _data(films, known, training, validation)
@@ -136,10 +138,13 @@ def cache_size(job: Job) -> int:
     return round(job.network.image_size * 8 / 7)
 
 
-def decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
+def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, title: str) -> Fold:
     """Decodes films once, by the decoder that screening uses; they stay in the object store as uint8.
 
     Columns in: image_id, uri, label. Out: those of `archive.films` and label, one row a film, in order.
+
+    Raises:
+        cluster.NoWorkerError: The cluster has no worker, and none came.
     """
     decoder = FilmDecoder(size, job.archive.max_pixels, Gate(allow_any_age=True))
     ray.data.DataContext.get_current().execution_options.preserve_order = True  # a resumed run sees the same order
@@ -151,7 +156,8 @@ def decode(job: Job, films: pa.Table, size: int, title: str) -> Fold:
 
     stage = ray.data.from_arrow(chunks).map_batches(decode_chunk, batch_format="pyarrow", batch_size=None)
     say(f"{title}: {len(rows)} at {size} px")
-    decoded = stage.materialize()
+    with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
+        decoded = stage.materialize()
     described = [name for name in tables.reference_schema().names if name != "probability"]
     summary = decoded.select_columns([*described, "label"])
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
@@ -213,7 +219,12 @@ def _fit(
     say(
         f"train {job.network.name}: {sum(counts)} films ({counts[1]} pneumonia), {most} × {cpus:g} CPU" + " + GPU" * gpu
     )
-    with _epochs(config["history"], plan.epochs, resources):
+
+    def fits(found: cluster.Resources) -> bool:
+        return (found.gpus if gpu else sum(node.cpus // cpus for node in found.nodes)) >= min(plan.workers)
+
+    waiting = cluster.awaited("an epoch", resources, job.cluster, fits)
+    with waiting as came, _epochs(config["history"], plan.epochs, came), _interrupts():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -253,8 +264,21 @@ def _told(row: dict[str, float]) -> str:
 
 
 @contextmanager
-def _epochs(history: str, epochs: int, resources: cluster.Resources) -> Iterator[None]:
-    """Shows each epoch as the workers write it into the run's history."""
+def _interrupts() -> Iterator[None]:
+    """Ray Train ends an interrupted training with exit code 0, and its handler of interrupts stays behind."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _epochs(history: str, epochs: int, came: Callable[[], None]) -> Iterator[None]:
+    """Shows each epoch as the workers write it into the run's history, and calls `came` for it."""
     done = threading.Event()
 
     def rows() -> list[dict[str, float]]:
@@ -262,7 +286,7 @@ def _epochs(history: str, epochs: int, resources: cluster.Resources) -> Iterator
 
     def follow() -> None:
         shown = len(rows())
-        with track("train", epochs, "epochs", every=0) as advance, cluster.awaited("an epoch", resources) as came:
+        with track("train", epochs, "epochs", every=0) as advance:
             while True:
                 last = done.wait(1.0)
                 for row in rows()[shown:]:

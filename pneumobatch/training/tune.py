@@ -80,7 +80,12 @@ def run(
     )  # fmt: skip
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    with tempfile.TemporaryDirectory() as folder, Live(trials) as live:
+
+    def fits(found: cluster.Resources) -> bool:
+        return any(node.gpus >= 1 if gpu else node.cpus >= cpus for node in found.nodes)
+
+    waiting = cluster.awaited("an epoch", resources, job.cluster, fits)
+    with tempfile.TemporaryDirectory() as folder, waiting as came, Live(trials, came) as live:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(function, {"CPU": cpus, "GPU": int(gpu)}),
             param_space={"key": ray.tune.grid_search([trial.key for trial in trials])},

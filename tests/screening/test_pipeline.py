@@ -191,14 +191,23 @@ def test_a_worker_that_never_comes_is_not_waited_for_for_ever(
     def work() -> int:
         return 1
 
-    patient = Cluster(patience_minutes=0.02)
-    assert cluster.answer(ray.remote(work).remote(), patient, gpu=False) == 1
-    with pytest.raises(cluster.NoWorkerError, match="no worker with a GPU came; the cluster has 2 CPUs and 0 GPUs"):
-        cluster.answer(ray.remote(num_gpus=1)(work).remote(), patient, gpu=True)
+    patient, there = Cluster(patience_minutes=0.02), dataclasses.replace(engine, local=False)
+    assert cluster.answer(ray.remote(work).remote(), there, patient, gpu=False) == 1
+    with pytest.raises(cluster.NoWorkerError, match="a worker with a GPU did not come.* it has 2 CPUs and 0 GPUs"):
+        cluster.answer(ray.remote(num_gpus=1)(work).remote(), there, patient, gpu=True)
     monkeypatch.setattr(cluster, "SILENCE_SECONDS", 0.1)
-    with cluster.awaited("an epoch", dataclasses.replace(engine, local=False)):
-        time.sleep(2)
+    with cluster.awaited("an epoch", there, patient, lambda found: found.cpus >= 2):
+        time.sleep(2)  # longer than its patience: the cluster is busy and lacks nothing
     assert "waiting for an epoch for 0 minutes: the cluster has 2 CPUs" in capfd.readouterr().err
+    with cluster.awaited("an epoch", there, patient, lambda _: False) as came:
+        for _ in range(4):  # what comes, comes from somewhere
+            time.sleep(0.5)
+            came()
+    with (
+        pytest.raises(cluster.NoWorkerError, match=r"for 0\.02 minutes .* an epoch did not come"),
+        cluster.awaited("an epoch", there, patient, lambda _: False),
+    ):
+        time.sleep(30)
 
 
 def test_only_films_of_one_site_key_are_scored(

@@ -107,7 +107,10 @@ def _weights(uri: str) -> dict[str, np.ndarray[Any, Any]]:
     return load_file(Path(uri) / "model.safetensors")
 
 
-def test_a_killed_training_goes_on_and_reaches_the_same_weights(films: Path, tmp_path: Path, undisturbed: str) -> None:
+@pytest.mark.parametrize("end", ["killed", "interrupted"])
+def test_a_training_that_was_ended_goes_on_and_reaches_the_same_weights(
+    films: Path, tmp_path: Path, undisturbed: str, end: str
+) -> None:
     command = [sys.executable, "-m", "pneumobatch", "train", "--archive.uri", str(films), "--output.uri", str(tmp_path)]
     command += [word for key, value in PLAN.items() for word in (f"--{key}", str(value))]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -117,8 +120,13 @@ def test_a_killed_training_goes_on_and_reaches_the_same_weights(films: Path, tmp
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if end == "killed":
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    else:
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in words  # and not 0, as Ray would have it
     assert not (tmp_path / "bundles").exists()
     resumed = train(job(films, tmp_path))
     history = pq.read_table(Path(resumed.uri) / "history.parquet")
