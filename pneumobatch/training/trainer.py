@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ from pneumobatch.progress import say, track
 from pneumobatch.tables import Status
 from pneumobatch.training import card, loop
 from pneumobatch.training.splits import usable, validation_fold
+
+T = TypeVar("T")
 
 BLOCK_FILMS = 256
 """Films a decode task."""
@@ -224,9 +226,9 @@ def _fit(
         return (found.gpus if gpu else sum(node.cpus // cpus for node in found.nodes)) >= min(plan.workers)
 
     waiting = cluster.awaited("an epoch", resources, job.cluster, fits)
-    with waiting as came, _epochs(config["history"], plan.epochs, came), _interrupts():
+    with waiting as came, _epochs(config["history"], plan.epochs, came):
         try:
-            result = trainer.fit()
+            result = _apart(trainer.fit)
         except ray.train.TrainingFailedError as error:
             cause = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"training failed after {plan.max_failures} restarts: {cause}") from error
@@ -263,17 +265,19 @@ def _told(row: dict[str, float]) -> str:
     )
 
 
-@contextmanager
-def _interrupts() -> Iterator[None]:
-    """Ray Train ends an interrupted training with exit code 0, and its handler of interrupts stays behind."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+def _apart(call: Callable[[], T]) -> T:
+    """Runs `call` in a thread of its own. In the main one Ray Train would take over interrupts, on which it waits for
+    workers that may be gone, and ends the process with exit code 0."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 @contextmanager
