@@ -244,7 +244,10 @@ class Screening(Section):
     block_images: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Images a decode task: the unit that is retried, and lost at most by a kill; 0: 64, more in long archives."""
     scorers: Annotated[int, Field(ge=0)] = 0
-    """Scoring actors; 0: one per GPU, or one per CPU where there is none."""
+    """Most scoring actors; a cluster is asked for all of them at once. 0: one per GPU, or one per CPU where there is
+    none, and more as nodes come."""
+    use_gpu: bool | None = None
+    """Score on GPUs; unset: when there are any as a run begins. A run that is taken up keeps to what it began with."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Arithmetic of scoring; auto: bf16 where the hardware has it. int8: the backbone's convolutions in integers, for
     CPUs with VNNI or AMX; its probabilities differ by a few hundredths at most from those that chose the threshold."""

@@ -57,9 +57,11 @@ def submit(verb: str, job: Job, sections: list[str]) -> int:
     read = set(sections) - {"cluster"}
     _refuse_local_paths(job, read)
     name = submission_id(verb, job, read)
-    client = connect(job.cluster)
+    client = _reached(job.cluster)
     given = job.model_dump(mode="json", include=read, exclude_unset=True, exclude_none=True)
     given["output"] = given.get("output", {}) | {"uri": job.output.uri}  # its default is a folder of this machine
+    if "cluster" in sections:
+        given["cluster"] = {"patience_minutes": job.cluster.patience_minutes}
     job_toml = tomli_w.dumps(given)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.toml").write_text(job_toml, encoding="utf-8")
@@ -81,11 +83,27 @@ def submission_id(verb: str, job: Job, sections: set[str]) -> str:
     return f"{verb}-{datetime.now(UTC):%Y-%m-%d}-{digest}" if nightly else f"{verb}-{digest}"
 
 
+class NoServerError(ValueError):
+    """No job server answers at the address."""
+
+
+def _reached(config: Cluster) -> "JobSubmissionClient":
+    """Reaches a cluster that may be coming up: a scheduler's night should not fail for a head that is on its way."""
+    for pause in _pauses():
+        try:
+            return connect(config)
+        except NoServerError as error:
+            say(f"{error}, trying again in {pause:.0f} s")
+            time.sleep(pause)
+    return connect(config)
+
+
 def connect(config: Cluster) -> "JobSubmissionClient":
     """Reaches the cluster's job server.
 
     Raises:
-        ValueError: There is no such address, or it wants another token.
+        NoServerError: Nothing answers.
+        ValueError: It is no such address, or it wants another token.
     """
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
     if not address.startswith(("http://", "https://")):
@@ -115,7 +133,7 @@ def connect(config: Cluster) -> "JobSubmissionClient":
             "by RAY_AUTH_TOKEN_PATH"
         ) from None
     except (OSError, requests.RequestException):
-        raise ValueError(f"cluster.address: no job server answers at {address}") from None
+        raise NoServerError(f"cluster.address: no job server answers at {address}") from None
 
 
 def follow(client: "JobSubmissionClient", submission: str) -> int:
@@ -209,14 +227,21 @@ def _submitted(client: "JobSubmissionClient", verb: str, name: str, folder: str,
     if config.runtime == "package":
         environment |= {"py_modules": [str(Path(__file__).parent)], "excludes": ["__pycache__"]}
     command = shlex.join(["python", "-m", "pneumobatch", verb, "job.toml"])
+    # Of a night that has not ended by the next one there is one all the same.
+    same = re.compile(re.sub(r"\d{4}-\d\d-\d\d", r"\\d{4}-\\d\\d-\\d\\d", name) + r"(-\d+)?").fullmatch
     for pause in _pauses():
         try:
-            earlier = [job for job in client.list_jobs() if re.fullmatch(rf"{name}(-\d+)?", job.submission_id or "")]
-            running = [str(job.submission_id) for job in earlier if not job.status.is_terminal()]
+            jobs = [job for job in client.list_jobs() if job.submission_id]
+            running = [
+                str(job.submission_id) for job in jobs if same(str(job.submission_id)) and not job.status.is_terminal()
+            ]
             if running:
                 say(f"{running[0]} is running: following it")
                 return running[0]
-            attempts = [int(str(job.submission_id).removeprefix(name)[1:] or 1) for job in earlier]
+            earlier = [
+                str(job.submission_id) for job in jobs if re.fullmatch(rf"{name}(-\d+)?", str(job.submission_id))
+            ]
+            attempts = [int(attempt.removeprefix(name)[1:] or 1) for attempt in earlier]
             submission = f"{name}-{max(attempts) + 1}" if attempts else name
             client.submit_job(entrypoint=command, submission_id=submission, runtime_env=environment)
         except _failures() as error:
@@ -241,6 +266,7 @@ async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetai
             async with asyncio.timeout(SILENCE_SECONDS) as limit:
                 async for text in client.tail_job_logs(submission):
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
+                    pauses = _pauses()
                     new, skip = text[skip:], max(skip - len(text), 0)
                     sys.stdout.write(new)
                     sys.stdout.flush()

@@ -38,7 +38,8 @@ def _submitted(verb: str, function: Callable[..., Any]) -> Callable[..., int]:
     return command
 
 
-for _verb in (verbs.catalog, verbs.train, verbs.experiment, verbs.screen, verbs.evaluate, verbs.bench, verbs.doctor):
+# Not bench: beside a pipeline on a whole cluster it would set loops on its head.
+for _verb in (verbs.catalog, verbs.train, verbs.experiment, verbs.screen, verbs.evaluate, verbs.doctor):
     submit.command(_submitted(_verb.__name__, _verb), name=_verb.__name__)
 
 

@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     except ValidationError as error:
         text = _described(error, source)
     except ValueError as error:
-        if type(error) is not ValueError:
+        if type(error) is not ValueError and not type(error).__module__.startswith("pneumobatch."):
             raise
         text = str(error)
     except RuntimeError as error:

@@ -90,8 +90,11 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
         cluster.NoWorkerError: The engine lacks what the run needs.
     """
     earlier = run.planned()
-    gpu = earlier["device"] == "cuda" if earlier else resources.gpus > 0
+    wanted_gpu = run.job.screening.use_gpu
+    gpu = earlier["device"] == "cuda" if earlier else resources.gpus > 0 if wanted_gpu is None else wanted_gpu
     if gpu and not resources.gpus and resources.local:
+        if not earlier:
+            raise ValueError("screening.use_gpu: this machine has no GPU; leave the key out")
         raise cluster.NoWorkerError(
             f"run {run.run_id} was started on GPUs and this machine has none; a GPU's and a CPU's probabilities differ "
             f"in the last digits, so start it where there are GPUs, or delete {run.staging} to take its films anew"
@@ -167,12 +170,12 @@ def scorers(config: Screening, resources: cluster.Resources, *, gpu: bool) -> in
 
 
 def pool(config: Screening, resources: cluster.Resources, blocks: int, *, gpu: bool) -> ActorPoolStrategy:
-    """One scorer a GPU, or a CPU where there are none; on a cluster as many as come: a node that joins is used, and
-    one that goes is not waited for."""
+    """One scorer a GPU, or a CPU where there are none; on a cluster as many as come, up to a given number: a node that
+    joins is used, and one that goes is not waited for."""
     there = min(scorers(config, resources, gpu=gpu), blocks)
-    if config.scorers or resources.local:
+    if resources.local:
         return ActorPoolStrategy(size=there)
-    return ActorPoolStrategy(min_size=1, initial_size=there, max_size=blocks)
+    return ActorPoolStrategy(min_size=1, initial_size=there, max_size=there if config.scorers else blocks)
 
 
 def block_images(config: Screening, images: int, gpu: bool) -> int:

@@ -39,7 +39,7 @@ def test_workers_fit_the_nodes(
         ([(8, 1), (4, 0)], False, 0, False, (1, 12, 20)),  # a run that began on CPUs keeps to them
         ([(64, 0)], False, 0, False, (1, 20, 20)),  # no more scorers than blocks
         ([], False, 0, False, (1, 1, 20)),
-        ([], False, 8, True, (8, 8, 8)),
+        ([], False, 8, True, (1, 8, 8)),  # asked for at once, and begun with the first
     ],
 )
 def test_scorers_follow_the_nodes(

@@ -8,6 +8,8 @@ import socket
 import threading
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -119,16 +121,25 @@ class Relay:
 def test_a_lost_connection_does_not_lose_the_job(site: Site, archive: str) -> None:
     site.store.rules = [Rule("delay", path="list-type=2", seconds=12)]
     relay = Relay(site.cluster.url)
+    relay.refusing = True
     process = site.start(*words(archive), url=relay.url)
     assert process.stderr is not None
     assert process.stdout is not None
-    submission = process.stderr.readline().split()[1]
+    told = process.stderr.readline()
+    assert told == f"cluster.address: no job server answers at {relay.url}, trying again in 1 s\n"
+    relay.refusing = False
+    while not (told := process.stderr.readline()).startswith("submitted"):
+        assert "trying again" in told
+    submission = told.split()[1]
     lines = [process.stdout.readline()]
     while "Running entrypoint" not in lines[-1]:
         lines.append(process.stdout.readline())
-    relay.drop()
-    assert process.stderr.readline() == "connection lost, trying again in 1 s; the job goes on\n"
-    relay.refusing = False
+    for _ in range(2):
+        relay.drop()
+        while not (told := process.stderr.readline()).startswith("connection lost, trying again in 1 s; the job goes"):
+            assert told
+        relay.refusing = False
+        lines.append(process.stdout.readline())
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0
     whole = site.cluster.ask(f"/api/jobs/{submission}/logs")["logs"]
@@ -189,6 +200,7 @@ def test_the_id_depends_on_what_is_done_and_for_a_night_on_its_date() -> None:
 def test_what_cannot_run_there_is_refused_here(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(submit, "LOST_SECONDS", 0.0)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -217,6 +229,41 @@ def test_the_default_output_travels_as_the_folder_that_it_is_here(
     assert tomllib.loads(told[0])["output"] == {"uri": f"{tmp_path}/outputs"}
 
 
+def test_a_night_that_is_not_over_is_followed_by_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
+    night = job(screening={"bundle": "s3://a/bundle", "nightly": True})
+    name = submission_id("screen", night, {"archive", "screening", "output"})
+    digest = name.rpartition("-")[2]
+    known = [(f"screen-2026-01-01-{digest}-2", False), (f"screen-2026-01-02-{'0' * 12}", False), (name, True)]
+    jobs = [
+        SimpleNamespace(submission_id=one, status=SimpleNamespace(is_terminal=lambda over=over: over))
+        for one, over in known
+    ]
+    client: Any = SimpleNamespace(list_jobs=lambda: jobs)
+    followed = submit._submitted(client, "screen", name, ".", night.cluster)
+    assert followed == f"screen-2026-01-01-{digest}-2"
+    assert capsys.readouterr().err == f"{followed} is running: following it\n"
+
+
+def test_how_long_to_wait_for_workers_travels_and_changes_no_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: dict[str, str] = {}
+
+    def taken(client: object, verb: str, name: str, folder: str, config: object) -> str:
+        told[name] = (Path(folder) / "job.toml").read_text()
+        return name
+
+    monkeypatch.setattr(submit, "connect", lambda config: None)
+    monkeypatch.setattr(submit, "_submitted", taken)
+    monkeypatch.setattr(submit, "follow", lambda client, submission: 0)
+    words = ["submit", "screen", "--archive.uri", "s3://a/in", "--output.uri", "s3://a/out"]
+    words += ["--screening.bundle", "s3://a/bundle", "--cluster.address", "http://HEAD:8265"]
+    for minutes in ("30", "120"):
+        assert cli.run([*words, "--cluster.patience_minutes", minutes]) == 0
+    (sent,) = told.values()
+    assert tomllib.loads(sent)["cluster"] == {"patience_minutes": 120.0}
+
+
 def test_a_cluster_that_forgot_the_job_is_told_from_a_wrong_id(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,7 +277,10 @@ def test_a_cluster_that_forgot_the_job_is_told_from_a_wrong_id(
     assert "the cluster was restarted and no longer knows the job; submit it again" in capsys.readouterr().err
 
 
-def test_starting_weights_may_not_lie_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_starting_weights_may_not_lie_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "LOST_SECONDS", 0.0)
     places = ["--archive.uri", "s3://a/in", "--output.uri", "s3://a/out", "--cluster.address", "http://127.0.0.1:1"]
     assert cli.run(["submit", "train", *places, "--network.weights", "weights.safetensors"]) == 2
     assert "weights.safetensors is a path of this machine" in capsys.readouterr().err

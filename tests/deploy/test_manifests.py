@@ -206,6 +206,16 @@ def test_every_command_parses_with_the_real_command_line(
     assert (code, len(taken)) == (1, 1), capsys.readouterr().err
 
 
+def test_a_night_asks_for_every_cpu_that_its_cluster_may_have() -> None:
+    (night,) = (found.values[0] for found in OBJECTS if found.values[0]["kind"] == "CronJob")
+    (words,) = (pod["containers"][0]["command"] for pod in pods(night))
+    (staying,) = (found.values[0] for found in RAY_OBJECTS if found.values[0]["kind"] == "RayCluster")
+    (group,) = (group for group in staying["spec"]["workerGroupSpecs"] if group["groupName"] == "cpu")
+    (worker,) = group["template"]["spec"]["containers"]
+    cpus = group["maxReplicas"] * int(worker["resources"]["limits"]["cpu"])
+    assert words[words.index("--screening.scorers") + 1] == str(cpus)
+
+
 def test_all_commands_were_found() -> None:
     found = [" ".join(words.values[0][:2]) for words in commands()]
     for wanted in (
