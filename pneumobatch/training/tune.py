@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +53,21 @@ def result_uri(job: Job, key: str) -> str:
     return storage.join(job.output.uri, "experiments", job.experiment.name, "trials", f"{key}.json")
 
 
+def kept(trial: Trial) -> dict[str, Any] | None:
+    """What a finished trial left behind; one that was stopped early is finished only for those who stop early."""
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(result_uri(trial.job, trial.key)))
+    except FileNotFoundError:
+        return None
+    return found if trial.job.experiment.early_stopping or "stopped" not in found else None
+
+
 def run(
-    job: Job, resources: cluster.Resources, trials: Sequence[Trial], folds: Mapping[tuple[str, int], Folds]
+    job: Job,
+    resources: cluster.Resources,
+    trials: Sequence[Trial],
+    folds: Mapping[tuple[str, int], Folds],
+    scheduler: ASHAScheduler | None,
 ) -> dict[str, str]:
     """Runs trials, and returns why one did not finish, by its key; the others have left their scores.
 
@@ -62,22 +76,14 @@ def run(
         resources: What the engine offers.
         trials: What is to be run.
         folds: Decoded films by protocol and image size.
+        scheduler: Stops poor trials early (`asha`); None stops none.
     """
     gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
     cpus = _cpus(job, resources, gpu=gpu)
     at_once = None if gpu else job.experiment.concurrent
-    epochs = max(trial.job.training.epochs for trial in trials)
     threads = 0 if gpu else cpus
     say(f"experiment {job.experiment.name}: {len(trials)} trials, each on {cpus} CPU" + " + 1 GPU" * gpu)
     function = ray.tune.with_parameters(_trial, trials={t.key: t for t in trials}, folds=dict(folds), threads=threads)
-    scheduler = (
-        ASHAScheduler(
-            time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
-            reduction_factor=REDUCTION,
-        )
-        if job.experiment.early_stopping
-        else None
-    )  # fmt: skip
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     with tempfile.TemporaryDirectory() as folder, Live(trials) as live:
@@ -101,14 +107,35 @@ def run(
         grid = tuner.fit()
         ended = [grid[i] for i in range(len(grid))]
     found = {str(result.config["key"]): result for result in ended if result.config}
-    left = [trial for trial in trials if not storage.is_file(result_uri(job, trial.key))]
+    left = [trial for trial in trials if kept(trial) is None]
     reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
     for trial in left:
         if reasons[trial.key].startswith("stopped"):  # for good: a later start shall not go on with it
-            content = {"stopped": reasons[trial.key]}
+            history = _loaded(storage.join(_own(trial), "state.pt"))["history"]
+            content = {"stopped": reasons[trial.key], "history": history}
             storage.write_bytes(result_uri(job, trial.key), json.dumps(content).encode())
             storage.delete(_own(trial))
     return reasons
+
+
+def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> ASHAScheduler:
+    """Returns a scheduler whose rungs hold what earlier starts have seen.
+
+    Args:
+        trials: All trials of the grid: the longest of them places the rungs.
+        earlier: What finished and stopped trials left behind, by key; those in mid-way report their own past again.
+    """
+    epochs = max(trial.job.training.epochs for trial in trials)
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
+        reduction_factor=REDUCTION,
+    )  # fmt: skip
+    for key, found in earlier.items():
+        past = SimpleNamespace(trial_id=key)
+        scheduler.on_trial_add(None, past)  # type: ignore[arg-type]  # ASHA reads the id alone
+        for row in found.get("history", ()):  # an older version kept none of a stopped trial
+            scheduler.on_trial_result(None, past, row)  # type: ignore[arg-type]
+    return scheduler
 
 
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:

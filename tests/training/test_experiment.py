@@ -127,13 +127,19 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     assert cli.run(words) == 0
     found = [row for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
     trials = tmp_path / "experiments" / "trial" / "trials"
-    histories = [json.loads(path.read_bytes()).get("history") for path in trials.iterdir()]
+    left = [json.loads(path.read_bytes()) for path in trials.iterdir()]
     stopped = [row for row in found if row["status"] == "stopped"]
-    assert len(found) == 4 and 1 <= len(stopped) == histories.count(None) <= 3
+    assert len(found) == 4 and 1 <= len(stopped) == sum("stopped" in content for content in left) <= 3
+    histories = [content["history"] for content in left if "stopped" not in content]
     for row in stopped:
         told = re.fullmatch(r"after epoch ([13]) of 4, validation AUROC (\d\.\d+)", row["reason"])
         assert told is not None, row["reason"]
-        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories if history)
+        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories)
+        assert any(
+            content["history"][-1]["epoch"] == int(told[1])
+            for content in left
+            if row["reason"] in content.get("stopped", "")
+        )
         assert row["auroc"] is None  # never tested
     before = sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
     assert cli.run(words) == 0  # it stays so
