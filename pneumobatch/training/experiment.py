@@ -52,6 +52,11 @@ def experiment(job: Job) -> Experimented:
             "experiment.early_stopping: stops trials by their validation scores, which those of two protocols take "
             "from different films; give one of experiment.protocols"
         )
+    if job.experiment.early_stopping and len({row.training.validation for row in grid.rows(job).values()}) > 1:
+        raise ValueError(
+            "experiment.early_stopping: stops trials by their validation scores, which rows that differ in "
+            "training.validation take from different films; give all rows one"
+        )
     trials = grid.trials(job, splits)
     kept = {trial.key: found for trial in trials if (found := tune.kept(trial))}
     left = [trial for trial in trials if trial.key not in kept]

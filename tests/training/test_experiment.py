@@ -151,6 +151,15 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     assert whole == ["done"] * 4
 
 
+def test_early_stopping_refuses_validation_scores_of_different_films(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_file(tmp_path, "plain", "attention", more="early_stopping = true\n")
+    job.write_text(job.read_text(encoding="utf-8") + 'training = { validation = "shifted" }\n', encoding="utf-8")
+    assert cli.run(command(job, films, tmp_path)) == 2
+    assert "rows that differ in training.validation take from different films" in capsys.readouterr().err
+
+
 def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(
     engine: cluster.Resources, films: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
