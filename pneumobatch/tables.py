@@ -334,9 +334,10 @@ def result_schema() -> pa.Schema:
     """Schema of an experiment's results: one row a trial, done or not, and one a row's mean where it has several seeds.
 
     Status: `done`; `failed`, `stopped` (early, by the scheduler) and `not_run` with a reason; `mean` over the seeds
-    that are done (seed NULL). `configuration` holds all keys of the recipe as JSON. Split sizes (without the
-    `unreadable` films of all three sides), hardware and seconds stand in every row that has them; then the test films'
-    counts at the threshold that the validation fold chose.
+    that are done on the same films (seed NULL; hardware and arithmetic are `mixed` where these differ). A row with
+    numbers that could not be compared with the baseline gives its reason too. `configuration` holds all keys of the
+    recipe as JSON. Split sizes (without the `unreadable` films of all three sides), hardware and seconds stand in every
+    row that has them; then the test films' counts at the threshold that the validation fold chose.
 
     Intervals (95 %): Wilson for the rates of the counts; bootstrap over patients for `accuracy_patients`, auroc,
     average_precision, brier, ece and both differences from the baseline (same protocol, seed and films); DeLong for

@@ -1,10 +1,13 @@
 """Results of an experiment: numbers from counts, differences on the same films, a page that says what is missing."""
 
+import html
+import io
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from pneumobatch import metrics, tables
 from pneumobatch.config import Evaluation, Job
@@ -112,9 +115,36 @@ def test_several_seeds_have_a_mean_with_an_interval_of_the_mean() -> None:
     assert by_row(results, row="base", status="mean")["accuracy_difference"] is None
 
 
-def test_different_test_films_are_never_compared() -> None:
-    with pytest.raises(RuntimeError, match="different films"):
-        comparison.compare([entry("base", 1.0), entry("other", 1.0, count=238)], "base", OPTIONS)
+def test_different_test_films_are_never_compared_and_lose_nothing_else() -> None:
+    results, _ = comparison.compare([entry("base", 3.0), entry("sharp", 1.3, count=238)], "base", OPTIONS)
+    other = by_row(results, row="sharp")
+    assert other["test_films"] == 238 and other["auroc"] > 0.9 and other["accuracy_low"] is not None
+    assert other["mcnemar_p"] is None and other["delong_p"] is None and other["auroc_difference"] is None
+    assert other["reason"].startswith("not compared with the baseline")
+    assert other["reason"] in html.unescape(comparison_report.render(Job(), results, "base", {}))
+
+
+def test_a_mean_is_of_the_seeds_that_share_films_and_differs_where_each_has_its_pair() -> None:
+    found = [entry(row, noise, seed=seed) for seed in (0, 1) for row, noise in (("base", 3.0), ("sharp", 1.3))]
+    results, _ = comparison.compare(
+        [*found, entry("base", 3.0, seed=2, count=238), entry("sharp", 1.3, seed=2)], "base", OPTIONS
+    )
+    base, sharp = (by_row(results, row=row, status="mean") for row in ("base", "sharp"))
+    assert (base["seeds"], sharp["seeds"]) == (2, 3)
+    alone = [row["accuracy"] for row in results.to_pylist() if row["row"] == "base" and row["test_films"] == 240]
+    assert base["accuracy"] == pytest.approx(np.mean(alone))
+    assert sharp["accuracy_difference"] is None and "not each of these seeds" in sharp["reason"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(comparison_report.console_table(results, "base"))
+    for shown in (console.export_text(), comparison_report.render(Job(), results, "base", {})):
+        assert "2 of 3 seeds" in shown and "3 of 3 seeds" in shown
+
+
+def test_a_mean_tells_what_its_trials_ran_on() -> None:
+    found = [entry("base", 3.0, seed=seed) for seed in (0, 1)]
+    found[1].facts["hardware"] = "2 CPU"
+    mean = by_row(comparison.compare(found, "base", OPTIONS)[0], status="mean")
+    assert (mean["hardware"], mean["arithmetic"]) == ("mixed", "fp32")
 
 
 def test_the_page_tells_what_is_missing_and_names_no_patient(compared: tuple[pa.Table, pa.Table]) -> None:
