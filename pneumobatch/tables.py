@@ -275,6 +275,7 @@ def masking_schema() -> pa.Schema:
     """Schema of the check of the borders: one row a region that is covered in a sample of labelled films.
 
     `none` is the sample as it is, and a change is against it; `centre` covers as much as `border`, where the lungs are.
+    An interval of no width is NULL.
     """
     rates = [f"{name}{bound}" for name in ("auroc", "auroc_change", "accuracy") for bound in ("", "_low", "_high")]
     return _versioned(
