@@ -60,6 +60,9 @@ def experiment(job: Job) -> Experimented:
     trials = grid.trials(job, splits)
     kept = {trial.key: found for trial in trials if (found := tune.kept(trial))}
     left = [trial for trial in trials if trial.key not in kept]
+    for trial in trials:
+        if trial.key in kept:  # a start that was killed just then has left its checkpoint
+            storage.delete(tune.own_uri(trial))
     if kept:
         say(f"experiment {job.experiment.name}: {len(kept)} of {len(trials)} trials were finished before")
     scheduler = tune.asha(trials, kept) if job.experiment.early_stopping and left else None

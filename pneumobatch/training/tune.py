@@ -32,6 +32,9 @@ from pneumobatch.training.loop import Films, Shard, Trainer
 REDUCTION = 3
 """ASHA keeps the best third at each of its rungs."""
 
+CHECKPOINT = "checkpoint.pt"
+"""All that a trial's next epoch depends on; renamed when the chosen weights got their epoch's name."""
+
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial keeps its own state: what Tune writes is not needed again
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints even where it is told to be silent
@@ -51,6 +54,11 @@ class Folds(NamedTuple):
 def result_uri(job: Job, key: str) -> str:
     """Where a finished trial's scores lie."""
     return storage.join(job.output.uri, "experiments", job.experiment.name, "trials", f"{key}.json")
+
+
+def own_uri(trial: Trial) -> str:
+    """Where an unfinished trial keeps its checkpoint: `CHECKPOINT`, and the weights of the epoch chosen so far."""
+    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
 
 
 def kept(trial: Trial) -> dict[str, Any] | None:
@@ -111,10 +119,10 @@ def run(
     reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
     for trial in left:
         if reasons[trial.key].startswith("stopped"):  # for good: a later start shall not go on with it
-            history = _loaded(storage.join(_own(trial), "state.pt"))["history"]
+            history = _loaded(storage.join(own_uri(trial), CHECKPOINT))["history"]
             content = {"stopped": reasons[trial.key], "history": history}
             storage.write_bytes(result_uri(job, trial.key), json.dumps(content).encode())
-            storage.delete(_own(trial))
+            storage.delete(own_uri(trial))
     return reasons
 
 
@@ -142,11 +150,6 @@ def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
     """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
     share = resources.cpus / (max(resources.gpus, 1) if gpu else job.experiment.concurrent)
     return max(int(min(share, max((node.cpus for node in resources.nodes), default=1))), 1)
-
-
-def _own(trial: Trial) -> str:
-    """Where an unfinished trial keeps its checkpoint."""
-    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
 
 
 def _reason(result: "ray.tune.Result | None", trial: Trial, *, ended: bool) -> str:
@@ -183,21 +186,28 @@ def _trial(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(job, counts, device, Shard(0, 1))
     parameters, multiply_adds = cost(trainer.network, size)
-    state, chosen = (storage.join(_own(trial), name) for name in ("state.pt", "chosen.pt"))
+    state = storage.join(own_uri(trial), CHECKPOINT)
+
+    def chosen() -> str:
+        return storage.join(own_uri(trial), f"chosen-{chosen_epoch(trainer.history)}.pt")
+
     if storage.is_file(state):
         trainer.restore(_loaded(state))
         for row in trainer.history[: job.training.epochs - 1]:  # a scheduler that was started again has not seen them
             ray.tune.report(row)
     while trainer.epoch < job.training.epochs:
+        before = chosen() if trainer.history else None
         trainer.advance(train, validation)
-        if chosen_epoch(trainer.history) == trainer.epoch:
+        if chosen() != before:
             buffer = io.BytesIO()
             torch.save(trainer.shipped().state_dict(), buffer)
-            storage.write_bytes(chosen, buffer.getvalue())
+            storage.write_bytes(chosen(), buffer.getvalue())
         storage.write_bytes(state, trainer.state())
+        if before and before != chosen():  # only now: a start after a kill may still go on from the state before
+            storage.delete(before)
         if trainer.epoch < job.training.epochs:
             ray.tune.report(trainer.history[-1])
-    trainer.shipped().load_state_dict(_loaded(chosen))
+    trainer.shipped().load_state_dict(_loaded(chosen()))
     margins = _margins(trainer.validate(validation))
     found = {
         "row": trial.row,
@@ -216,7 +226,7 @@ def _trial(
         "seconds": sum(row["seconds"] for row in trainer.history),
     }
     storage.write_bytes(result_uri(job, trial.key), json.dumps(found).encode())
-    storage.delete(_own(trial))
+    storage.delete(own_uri(trial))
     ray.tune.report(trainer.history[-1])  # last of all, as a scheduler may stop a trial at any report
 
 

@@ -93,7 +93,7 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
         [sys.executable, "-m", "pneumobatch", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
     states, deadline = tmp_path / "_staging" / "experiments" / "trial", time.monotonic() + 150
-    while not any(states.glob("*/state.pt")):
+    while not any(states.glob("*/checkpoint.pt")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -114,9 +114,13 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
         (path, path.stat().st_mtime_ns) for path in (tmp_path / "experiments" / "trial" / "trials").iterdir()
     )
     assert len(before) == 2
+    leftover = states / before[0][0].stem / "checkpoint.pt"
+    leftover.parent.mkdir()
+    leftover.touch()
     assert cli.run(command(job_file(tmp_path, "attention", "plain"), films, tmp_path)) == 0
     assert before == sorted((path, path.stat().st_mtime_ns) for path in before[0][0].parent.iterdir())
     assert "2 of 2 trials were finished before" in capsys.readouterr().err
+    assert not any(states.iterdir())
 
 
 def test_early_stopping_ends_trials_that_others_surpassed(
