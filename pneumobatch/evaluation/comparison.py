@@ -137,7 +137,7 @@ SAME = (
 )  # fmt: skip
 """What the seeds of a row have in common."""
 
-MIXED = ("hardware", "arithmetic")
+MIXED = ("hardware", "arithmetic", "code")
 """What they mostly have in common: of a mean `mixed` where they do not."""
 
 

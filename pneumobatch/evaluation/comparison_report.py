@@ -44,6 +44,7 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         sizes=_all(trials, "image_size"),
         epochs=_all(trials, "epochs"),
         hardware=_all(trials, "hardware"),
+        versions=len({row["code"] for row in trials if row["status"] == "done"}),  # older trials do not tell theirs
         level=LEVEL,
     )
 

@@ -133,7 +133,7 @@ def _entry(trial: Trial, split: Split, found: Mapping[str, Any]) -> Entry:
     scores = pa.array(calibration.probabilities(found["test_margins"]))
     facts = {name: found[name] for name in comparison.MEASURED} | {
         "validation_films": fold, "validation_auroc": metrics.auroc(labels[:fold], margins[:fold]),
-        "threshold": threshold, **calibration._asdict(),
+        "threshold": threshold, **calibration._asdict(), "code": found.get("code", "")[:12] or None,
         "unreadable": sum(map(len, split[:3])) - found["train_films"] - fold - len(films),
     }  # fmt: skip
     return Entry(

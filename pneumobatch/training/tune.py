@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pneumobatch import cluster, storage
 from pneumobatch.config import Job
+from pneumobatch.lineage import code_hash
 from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
@@ -177,6 +179,7 @@ def _trial(
     """Trains one trial to its last epoch, from its own checkpoint where there is one, and leaves its scores."""
     trial = trials[config["key"]]
     job, size = trial.job, trial.job.network.image_size
+    code = code_hash()  # now: the files may change while it trains
     if threads:
         torch.set_num_threads(threads)
     fold = folds[trial.protocol, size]
@@ -224,6 +227,9 @@ def _trial(
         "hardware": _hardware(device),
         "arithmetic": "bf16" if trainer.bf16 else "fp32",
         "seconds": sum(row["seconds"] for row in trainer.history),
+        "code": code,
+        "torch": version("torch"),
+        "max_pixels": job.archive.max_pixels,
     }
     storage.write_bytes(result_uri(job, trial.key), json.dumps(found).encode())
     storage.delete(own_uri(trial))

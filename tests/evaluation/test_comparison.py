@@ -37,7 +37,7 @@ def entry(row: str, noise: float, *, seed: int = 0, count: int = 240, protocol: 
         "weights": "random", "image_size": 32, "loss": "focal", "preset": "default", "epochs": 3, "batch_size": 8,
         "learning_rate": 0.001, "target": "balanced", "chosen_epoch": 2, "train_films": 100, "validation_films": 20,
         "parameters": 11_000_000, "multiply_adds": 37_000_000, "hardware": "1 CPU", "arithmetic": "fp32",
-        "seconds": 66.0, "unreadable": 0,
+        "code": "0123456789ab", "seconds": 66.0, "unreadable": 0,
     }  # fmt: skip
     return Entry(facts, films.take(pa.array(order)))
 
@@ -143,8 +143,18 @@ def test_a_mean_is_of_the_seeds_that_share_films_and_differs_where_each_has_its_
 def test_a_mean_tells_what_its_trials_ran_on() -> None:
     found = [entry("base", 3.0, seed=seed) for seed in (0, 1)]
     found[1].facts["hardware"] = "2 CPU"
+    found[1].facts["code"] = None
     mean = by_row(comparison.compare(found, "base", OPTIONS)[0], status="mean")
-    assert (mean["hardware"], mean["arithmetic"]) == ("mixed", "fp32")
+    assert (mean["hardware"], mean["arithmetic"], mean["code"]) == ("mixed", "fp32", "mixed")
+
+
+def test_the_page_tells_of_rows_that_are_of_several_versions_of_the_code(compared: tuple[pa.Table, pa.Table]) -> None:
+    assert "versions of the code" not in comparison_report.render(Job(), compared[0], "base", {})
+    found = [entry("base", 3.0), entry("sharp", 0.5)]
+    found[1].facts["code"] = None
+    page = comparison_report.render(Job(), comparison.compare(found, "base", OPTIONS)[0], "base", {})
+    assert "Rows of 2 versions of the code; their differences may be the code's." in page
+    assert "code 0123456789ab" in page and "code unknown" in page
 
 
 def test_the_page_tells_what_is_missing_and_names_no_patient(compared: tuple[pa.Table, pa.Table]) -> None:

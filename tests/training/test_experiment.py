@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import cli, cluster
+from pneumobatch.lineage import code_hash
 
 pytestmark = pytest.mark.engine
 
@@ -76,11 +78,14 @@ def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_sa
     plain = found["plain", "paper_like"]
     assert 4 <= plain["test_films"] <= 10 and plain["unreadable"] >= 10 - plain["test_films"]
     assert found["plain", "paper_like"]["hardware"].startswith("1 CPU")
+    assert found["plain", "paper_like"]["code"] == code_hash()[:12]
     assert found["too small", "paper_like"]["status"] == "failed"
     assert "Kernel size" in found["too small", "paper_like"]["reason"]
     assert found["plain", "official"]["status"] == "not_run"
     assert "experiment.test is not set" in found["plain", "official"]["reason"]
     home = undisturbed / "experiments" / "trial"
+    (trial,) = [json.loads(path.read_bytes()) for path in (home / "trials").iterdir()]
+    assert (trial["code"], trial["torch"], trial["max_pixels"]) == (code_hash(), version("torch"), 100_000_000)
     assert len(pq.read_table(home / "predictions.parquet")) == plain["test_films"]
     assert "too small" in (home / "index.html").read_text(encoding="utf-8")
 
