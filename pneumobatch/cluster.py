@@ -127,6 +127,7 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
             raise ValueError(f"cluster.address: no Ray cluster answers at {address}: {error}") from None
     elif started:
         ray.init(
+            address="local",  # and not a cluster that happens to run on this machine
             num_cpus=config.num_cpus or machine_cpus(),
             object_store_memory=object_store_bytes(config),
             include_dashboard=False,
@@ -222,14 +223,15 @@ def awaited(
         finally:
             done.set()
             thread.join()
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         if not given_up:
             raise
+    if given_up:
         raise NoWorkerError(
             f"cluster: for {config.patience_minutes:g} minutes (cluster.patience_minutes) {what} did not come, and the "
             f"cluster lacks workers for it; it has {given_up}. Look at its autoscaler, its quota and the workers' "
             "image, and start the same job again"
-        ) from None
+        )
 
 
 def _quiet() -> None:

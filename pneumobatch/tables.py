@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 SCHEMA_VERSION = 3
 """1: first; 2: `version`, the keyed identities, and label versions of summaries; 3: `uncertain`, and what summaries say
-of it and of a local prevalence. `upgraded` reads older files."""
+of it and of a local prevalence; `code` of results. `upgraded` reads older files."""
 
 
 class Status(StrEnum):
@@ -275,6 +275,7 @@ def masking_schema() -> pa.Schema:
     """Schema of the check of the borders: one row a region that is covered in a sample of labelled films.
 
     `none` is the sample as it is, and a change is against it; `centre` covers as much as `border`, where the lungs are.
+    An interval of no width is NULL.
     """
     rates = [f"{name}{bound}" for name in ("auroc", "auroc_change", "accuracy") for bound in ("", "_low", "_high")]
     return _versioned(
@@ -334,9 +335,12 @@ def result_schema() -> pa.Schema:
     """Schema of an experiment's results: one row a trial, done or not, and one a row's mean where it has several seeds.
 
     Status: `done`; `failed`, `stopped` (early, by the scheduler) and `not_run` with a reason; `mean` over the seeds
-    that are done (seed NULL). `configuration` holds all keys of the recipe as JSON. Split sizes (without the
-    `unreadable` films of all three sides), hardware and seconds stand in every row that has them; then the test films'
-    counts at the threshold that the validation fold chose.
+    that are done on the same films (seed NULL; hardware, arithmetic and code are `mixed` where they differ). A row with
+    numbers that could not be compared with the baseline gives its reason too. `configuration` holds all keys of the
+    recipe as JSON; `code` is the beginning of `lineage.code_hash` in the start that ended the trial (12 hex digits;
+    NULL: unknown, an older trial). Split sizes (without the `unreadable` films of all three sides), hardware and
+    seconds stand in every row that has them; then the test films' counts at the threshold that the validation fold
+    chose.
 
     Intervals (95 %): Wilson for the rates of the counts; bootstrap over patients for `accuracy_patients`, auroc,
     average_precision, brier, ece and both differences from the baseline (same protocol, seed and films); DeLong for
@@ -352,7 +356,7 @@ def result_schema() -> pa.Schema:
     return _versioned(
         dict.fromkeys(("row", "protocol"), text)
         | {"seed": whole, "status": text, "reason": text, "baseline": pa.bool_()}
-        | dict.fromkeys(("network", "weights", "loss", "preset", "target", "hardware", "arithmetic"), text)
+        | dict.fromkeys(("network", "weights", "loss", "preset", "target", "hardware", "arithmetic", "code"), text)
         | dict.fromkeys(("image_size", "epochs", "chosen_epoch", "batch_size"), whole)
         | {"learning_rate": number, "configuration": text, "seconds": number, "seeds": whole}
         | dict.fromkeys(

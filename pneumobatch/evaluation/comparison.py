@@ -41,14 +41,16 @@ def compare(entries: Sequence[Entry], baseline: str, options: Evaluation) -> tup
     """Returns `tables.result_schema` and `tables.trial_prediction_schema` of all entries.
 
     Args:
-        entries: Trials and rows that were not run; those of one protocol have the same test films.
+        entries: Trials and rows that were not run; those of one protocol have the same test films, as far as these
+            could be read when each was trained.
         baseline: The row that the others are tested against.
         options: Resamples, seed and bins of the intervals.
     """
     scored = [_scored(entry, entry.test, options) for entry in entries if entry.test is not None]
-    numbers = iter([_alone(one, options) | _against(one, _partner(one, scored, baseline)) for one in scored])
+    done = [_alone(one, options) | _against(one, _partner(one, scored, baseline)) for one in scored]
+    numbers = iter(done)
     rows = [entry.facts if entry.test is None else next(numbers) for entry in entries]
-    rows += _means(rows, scored, baseline)
+    rows += _means(done, scored, baseline)
     for row in rows:
         row["baseline"] = row["row"] == baseline
     schema = tables.result_schema()
@@ -90,11 +92,11 @@ def _partner(one: Scored, scored: Sequence[Scored], baseline: str) -> Scored | N
 def _against(one: Scored, base: Scored | None) -> dict[str, Any]:
     if base is None:
         return {}
-    if not one.films["image_id"].equals(base.films["image_id"]):
-        raise RuntimeError(
-            f"row {one.facts['row']!r} and the baseline were tested on different films: other ones could be read when "
-            "the one or the other was trained. Delete the experiment's trials/ folder, or give another experiment.name"
-        )
+    if not _same_films(one, base):
+        return {
+            "reason": "not compared with the baseline, which was tested on other films: not the same could be read "
+            "when each was trained; delete the experiment's trials/ folder, or give another experiment.name"
+        }
     calls = metrics.mcnemar(one.labels, one.calls, base.calls)
     areas = metrics.delong_paired(one.labels, one.probabilities, base.probabilities)
     return {
@@ -104,6 +106,10 @@ def _against(one: Scored, base: Scored | None) -> dict[str, Any]:
         "delong_p": areas.p_value if areas else None,
         **_differences([(one, base)]),
     }
+
+
+def _same_films(one: Scored, other: Scored) -> bool:
+    return bool(one.films["image_id"].equals(other.films["image_id"]))
 
 
 def _differences(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
@@ -131,19 +137,27 @@ SAME = (
 )  # fmt: skip
 """What the seeds of a row have in common."""
 
+MIXED = ("hardware", "arithmetic", "code")
+"""What they mostly have in common: of a mean `mixed` where they do not."""
 
-def _means(rows: Sequence[Mapping[str, Any]], scored: Sequence[Scored], baseline: str) -> list[dict[str, Any]]:
-    """One row for each row of a protocol that has several seeds done: means, and intervals of the means."""
-    groups: dict[tuple[str, str], list[Scored]] = {}
-    for one in scored:
-        groups.setdefault((one.facts["protocol"], one.facts["row"]), []).append(one)
+
+def _means(done: Sequence[Mapping[str, Any]], scored: Sequence[Scored], baseline: str) -> list[dict[str, Any]]:
+    """One row for each row of a protocol that has several seeds done on the same films: means, and their intervals."""
+    groups: dict[tuple[str, str], list[tuple[Scored, Mapping[str, Any]]]] = {}
+    for one, row in zip(scored, done, strict=True):
+        groups.setdefault((row["protocol"], row["row"]), []).append((one, row))
     means = []
-    for group in groups.values():
-        if len(group) < 2:
+    for seeds in groups.values():
+        # Of equally many, those of the first seed.
+        alike = max(([pair for pair in seeds if _same_films(pair[0], other)] for other, _ in seeds), key=len)
+        if len(alike) < 2:
             continue
-        first = group[0].facts
-        own = [row for row in rows if row["status"] == "done" and all(row[k] == first[k] for k in ("row", "protocol"))]
+        group, own = [one for one, _ in alike], [row for _, row in alike]
+        first = own[0]
         mean: dict[str, Any] = {name: first[name] for name in SAME} | {"status": "mean", "seeds": len(group)}
+        for name in MIXED:
+            values = {row[name] for row in own}
+            mean[name] = values.pop() if len(values) == 1 else "mixed"
         for name in (*metrics.RATES, *metrics.STATISTICS, "seconds"):
             known = [row[name] for row in own if row[name] is not None]
             mean[name] = float(np.mean(known)) if known else None
@@ -153,8 +167,12 @@ def _means(rows: Sequence[Mapping[str, Any]], scored: Sequence[Scored], baseline
         accuracy = np.mean([one.draws["accuracy"] for one in group], axis=0)
         interval = metrics.percentile(accuracy)
         mean |= metrics.bounds("accuracy", interval) | metrics.bounds("accuracy_patients", interval)
-        pairs = [(one, base) for one in group if (base := _partner(one, scored, baseline))]
-        means.append(mean | (_differences(pairs) if pairs else {}))
+        pairs = [(one, base) for one in group if (base := _partner(one, scored, baseline)) and _same_films(one, base)]
+        if len(pairs) == len(group):
+            mean |= _differences(pairs)
+        elif first["row"] != baseline:
+            mean["reason"] = "not compared with the baseline: not each of these seeds is done there on the same films"
+        means.append(mean)
     return means
 
 

@@ -1,5 +1,6 @@
 """The results of an experiment → one self-contained HTML page, and a table for a terminal of 80 columns."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -43,6 +44,7 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         sizes=_all(trials, "image_size"),
         epochs=_all(trials, "epochs"),
         hardware=_all(trials, "hardware"),
+        versions=len({row["code"] for row in trials if row["status"] == "done"}),  # older trials do not tell theirs
         level=LEVEL,
     )
 
@@ -57,7 +59,7 @@ def _all(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def _protocol(name: str, rows: list[dict[str, Any]], told: str) -> dict[str, Any]:
-    """A protocol's lines, each row's mean above its seeds; and where the axes of its intervals begin."""
+    """A protocol's lines, each row's mean above its seeds, of how many that were wanted; and where its axes begin."""
     names = list(dict.fromkeys(row["row"] for row in sorted(rows, key=lambda row: not row["baseline"])))
     lines = sorted(rows, key=lambda row: (names.index(row["row"]), ORDER[row["status"]], row["seed"] or 0))
     tests = sum(row[p] is not None for row in rows for p in ("mcnemar_p", "delong_p"))
@@ -71,6 +73,7 @@ def _protocol(name: str, rows: list[dict[str, Any]], told: str) -> dict[str, Any
         "name": name,
         "told": told,
         "rows": lines,
+        "wanted": Counter(row["row"] for row in rows if row["status"] != "mean"),
         "floor": int(10 * min(lows, default=0.0)) / 10,
         "tests": tests,
         "bound": LEVEL / max(tests, 1),
@@ -110,9 +113,12 @@ def console_table(results: pa.Table, baseline: str) -> Table:
     for protocol, group in _protocols(results.to_pylist()):
         table.add_section()
         table.add_row(Text(protocol, style="bold"))
-        for row in _protocol(protocol, list(group), "")["rows"]:
+        shown = _protocol(protocol, list(group), "")
+        for row in shown["rows"]:
             seed = "" if row["seed"] is None else f", seed {row['seed']}"
-            line = Text(f" {row['row']}{seed}" + " (mean)" * (row["status"] == "mean"))
+            if row["status"] == "mean":
+                seed = f", {row['seeds']} of {shown['wanted'][row['row']]} seeds (mean)"
+            line = Text(f" {row['row']}{seed}")
             if row["accuracy"] is None:
                 table.add_row(line, Text(row["status"].replace("_", " "), style="dim"))
                 continue

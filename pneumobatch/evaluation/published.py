@@ -147,7 +147,13 @@ class Bundle(NamedTuple):
 
     @property
     def prevalence(self) -> float | None:
-        """Prevalence of pneumonia among the validation films, under which the probabilities are calibrated."""
+        """Prevalence of pneumonia among the validation films, under which the probabilities are calibrated.
+
+        None where that is not known, and of an older bundle without an offset: class weights and focal losses have
+        shifted its probabilities, so that they cannot be corrected from this prevalence.
+        """
+        if "offset" not in self.content:
+            return None
         data = self.content.get("data", {})
         sick, well = data.get("validation_sick"), data.get("validation_well")
         return sick / (sick + well) if sick and well else None

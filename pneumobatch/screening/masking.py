@@ -120,7 +120,7 @@ def _changes(
 
 def _difference(after: metrics.Floats, before: metrics.Floats) -> metrics.Interval | None:
     change = after - before
-    if not change.size:
+    if not change.size or np.ptp(change) < 1e-12:  # a width of 0 would claim certainty
         return None
     low, high = np.percentile(change, [2.5, 97.5])
     return float(low), float(high)

@@ -18,8 +18,6 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +28,7 @@ from pneumobatch import storage, tables
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
 from pneumobatch.identity import SITE_KEY, key_check
+from pneumobatch.lineage import code_hash
 from pneumobatch.models.bundle import Bundle
 from pneumobatch.screening import reconcile
 from pneumobatch.screening.reconcile import Predictions
@@ -268,16 +267,6 @@ def fingerprint(job: Job) -> str:
     screening = job.screening.model_dump(mode="json", include={"batch_size", "precision", "compile", "gate", "nightly"})
     config = [screening, job.archive.model_dump(mode="json"), job.output.keep_source_uri]
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def code_hash() -> str:
-    """SHA-256 of this package's source files, by name."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def read_json(uri: str) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from pneumobatch.training.trainer import cache_size, decode, require_classes
 
 if TYPE_CHECKING:
     import ray
+    from ray.tune.schedulers import ASHAScheduler
     from rich.console import RenderableType
 
 
@@ -51,12 +52,26 @@ def experiment(job: Job) -> Experimented:
             "experiment.early_stopping: stops trials by their validation scores, which those of two protocols take "
             "from different films; give one of experiment.protocols"
         )
+    if job.experiment.early_stopping and len({row.training.validation for row in grid.rows(job).values()}) > 1:
+        raise ValueError(
+            "experiment.early_stopping: stops trials by their validation scores, which rows that differ in "
+            "training.validation take from different films; give all rows one"
+        )
     trials = grid.trials(job, splits)
-    left = [trial for trial in trials if not _finished(trial)]
-    if done := len(trials) - len(left):
-        say(f"experiment {job.experiment.name}: {done} of {len(trials)} trials were finished before")
-    missing = _run(job, left, splits) if left else {}
-    entries = [_entry(trial, splits[trial.protocol], missing.get(trial.key)) for trial in trials]
+    kept = {trial.key: found for trial in trials if (found := tune.kept(trial))}
+    left = [trial for trial in trials if trial.key not in kept]
+    for trial in trials:
+        if trial.key in kept:  # a start that was killed just then has left its checkpoint
+            storage.delete(tune.own_uri(trial))
+    if kept:
+        say(f"experiment {job.experiment.name}: {len(kept)} of {len(trials)} trials were finished before")
+    scheduler = tune.asha(trials, kept) if job.experiment.early_stopping and left else None
+    missing = _run(job, left, splits, scheduler) if left else {}
+    kept |= {trial.key: found for trial in left if (found := tune.kept(trial))}
+    entries = [
+        _entry(trial, splits[trial.protocol], kept.get(trial.key) or {"missing": missing[trial.key]})
+        for trial in trials
+    ]
     for name, plan in plans.items():
         if isinstance(plan, NotRun):
             entries += [_not_run(job, name, row, plan) for row in grid.rows(job).items()]
@@ -71,7 +86,9 @@ def experiment(job: Job) -> Experimented:
     return Experimented(told, results["status"].to_pylist().count("failed"))
 
 
-def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict[str, str]:
+def _run(
+    job: Job, trials: Sequence[Trial], splits: Mapping[str, Split], scheduler: "ASHAScheduler | None"
+) -> dict[str, str]:
     """Decodes what the trials need, once for each protocol and image size, and runs them."""
     folds: dict[tuple[str, int], tune.Folds] = {}
     with cluster.engine(job.cluster) as resources:
@@ -86,15 +103,7 @@ def _run(job: Job, trials: Sequence[Trial], splits: Mapping[str, Split]) -> dict
                     cached,
                 )
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-        return tune.run(job, there, trials, folds)
-
-
-def _finished(trial: Trial) -> bool:
-    """Whether its scores are there; one that was stopped early is finished only for those who stop early."""
-    uri = tune.result_uri(trial.job, trial.key)
-    if not storage.is_file(uri):
-        return False
-    return trial.job.experiment.early_stopping or "stopped" not in json.loads(storage.read_bytes(uri))
+        return tune.run(job, there, trials, folds, scheduler)
 
 
 def _blocks(
@@ -105,15 +114,18 @@ def _blocks(
     return fold.blocks
 
 
-def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
-    """What is known of a trial: its recipe, and, where it finished, its scores of the test films."""
+def _entry(trial: Trial, split: Split, found: Mapping[str, Any]) -> Entry:
+    """What is known of a trial: its recipe, and, where it finished, its scores of the test films.
+
+    Args:
+        trial: The trial.
+        split: Its protocol's films.
+        found: What it left behind, or why it left nothing, under `missing`.
+    """
     recipe = _recipe(trial.job, trial.protocol, trial.row, trial.seed)
-    if missing is not None:
-        status, _, reason = missing.partition(": ")
+    if told := found.get("missing") or found.get("stopped"):
+        status, _, reason = told.partition(": ")
         return Entry(recipe | {"status": status.replace(" ", "_"), "reason": reason})
-    found: dict[str, Any] = json.loads(storage.read_bytes(tune.result_uri(trial.job, trial.key)))
-    if "stopped" in found:
-        return Entry(recipe | {"status": "stopped", "reason": found["stopped"].partition(": ")[2]})
     labels, margins = np.array(found["validation_labels"]), np.array(found["validation_margins"])
     plan, calibration = trial.job.training, metrics.fit_calibration(margins, labels)
     threshold = metrics.choose_threshold(labels, calibration.probabilities(margins), plan.target, plan.target_value)
@@ -124,7 +136,7 @@ def _entry(trial: Trial, split: Split, missing: str | None) -> Entry:
     scores = pa.array(calibration.probabilities(found["test_margins"]))
     facts = {name: found[name] for name in comparison.MEASURED} | {
         "validation_films": fold, "validation_auroc": metrics.auroc(labels[:fold], margins[:fold]),
-        "threshold": threshold, **calibration._asdict(),
+        "threshold": threshold, **calibration._asdict(), "code": found.get("code", "")[:12] or None,
         "unreadable": sum(map(len, split[:3])) - found["train_films"] - fold - len(films),
     }  # fmt: skip
     return Entry(

@@ -17,6 +17,10 @@ from pneumobatch.training.splits import usable, validation_fold
 COLUMNS = ["image_id", "uri", "bytes", "sha256", "duplicate_of", "label", "patient"]
 
 
+DRAWN = {"random": "random patients", "shifted": "the patients with the lowest numbers"}
+"""Whose films are the validation fold, by `training.validation` of the section that all rows share."""
+
+
 class Split(NamedTuple):
     """The three sides of a protocol, each with the catalogue's columns `COLUMNS`, one row a film."""
 
@@ -50,6 +54,7 @@ def split(job: Job, protocol: str) -> Split | NotRun:
         rest["label"].to_pylist(), rest["patient"].to_pylist(), plan.validation_fraction, plan.seed,
         shifted=plan.validation == "shifted",
     )  # fmt: skip
+    told += f"; {held.sum()} films of {DRAWN[plan.validation]} are the validation fold of all rows"
     unknown = rest["patient"].null_count + test["patient"].null_count
     if unknown:
         told += f"; the patients of {unknown} films are not known, so films of one patient may stand on two sides"

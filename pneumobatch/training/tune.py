@@ -10,6 +10,8 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pneumobatch import cluster, storage
 from pneumobatch.config import Job
+from pneumobatch.lineage import code_hash
 from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
@@ -31,8 +34,12 @@ from pneumobatch.training.loop import Films, Shard, Trainer
 REDUCTION = 3
 """ASHA keeps the best third at each of its rungs."""
 
-_QUIET = {
+CHECKPOINT = "checkpoint.pt"
+"""All that a trial's next epoch depends on; renamed when the chosen weights got their epoch's name."""
+
+_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial keeps its own state: what Tune writes is not needed again
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it ends an interrupted experiment as one that is done
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints even where it is told to be silent
 }
 
@@ -52,8 +59,26 @@ def result_uri(job: Job, key: str) -> str:
     return storage.join(job.output.uri, "experiments", job.experiment.name, "trials", f"{key}.json")
 
 
+def own_uri(trial: Trial) -> str:
+    """Where an unfinished trial keeps its checkpoint: `CHECKPOINT`, and the weights of the epoch chosen so far."""
+    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
+
+
+def kept(trial: Trial) -> dict[str, Any] | None:
+    """What a finished trial left behind; one that was stopped early is finished only for those who stop early."""
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(result_uri(trial.job, trial.key)))
+    except FileNotFoundError:
+        return None
+    return found if trial.job.experiment.early_stopping or "stopped" not in found else None
+
+
 def run(
-    job: Job, resources: cluster.Resources, trials: Sequence[Trial], folds: Mapping[tuple[str, int], Folds]
+    job: Job,
+    resources: cluster.Resources,
+    trials: Sequence[Trial],
+    folds: Mapping[tuple[str, int], Folds],
+    scheduler: ASHAScheduler | None,
 ) -> dict[str, str]:
     """Runs trials, and returns why one did not finish, by its key; the others have left their scores.
 
@@ -62,23 +87,15 @@ def run(
         resources: What the engine offers.
         trials: What is to be run.
         folds: Decoded films by protocol and image size.
+        scheduler: Stops poor trials early (`asha`); None stops none.
     """
     gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
     cpus = _cpus(job, resources, gpu=gpu)
     at_once = None if gpu else job.experiment.concurrent
-    epochs = max(trial.job.training.epochs for trial in trials)
     threads = 0 if gpu else cpus
     say(f"experiment {job.experiment.name}: {len(trials)} trials, each on {cpus} CPU" + " + 1 GPU" * gpu)
     function = ray.tune.with_parameters(_trial, trials={t.key: t for t in trials}, folds=dict(folds), threads=threads)
-    scheduler = (
-        ASHAScheduler(
-            time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
-            reduction_factor=REDUCTION,
-        )
-        if job.experiment.early_stopping
-        else None
-    )  # fmt: skip
-    for key, value in _QUIET.items():
+    for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
     def fits(found: cluster.Resources) -> bool:
@@ -106,25 +123,41 @@ def run(
         grid = tuner.fit()
         ended = [grid[i] for i in range(len(grid))]
     found = {str(result.config["key"]): result for result in ended if result.config}
-    left = [trial for trial in trials if not storage.is_file(result_uri(job, trial.key))]
+    left = [trial for trial in trials if kept(trial) is None]
     reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
     for trial in left:
         if reasons[trial.key].startswith("stopped"):  # for good: a later start shall not go on with it
-            content = {"stopped": reasons[trial.key]}
+            history = _loaded(storage.join(own_uri(trial), CHECKPOINT))["history"]
+            content = {"stopped": reasons[trial.key], "history": history}
             storage.write_bytes(result_uri(job, trial.key), json.dumps(content).encode())
-            storage.delete(_own(trial))
+            storage.delete(own_uri(trial))
     return reasons
+
+
+def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> ASHAScheduler:
+    """Returns a scheduler whose rungs hold what earlier starts have seen.
+
+    Args:
+        trials: All trials of the grid: the longest of them places the rungs.
+        earlier: What finished and stopped trials left behind, by key; those in mid-way report their own past again.
+    """
+    epochs = max(trial.job.training.epochs for trial in trials)
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
+        reduction_factor=REDUCTION,
+    )  # fmt: skip
+    for key, found in earlier.items():
+        past = SimpleNamespace(trial_id=key)
+        scheduler.on_trial_add(None, past)  # type: ignore[arg-type]  # ASHA reads the id alone
+        for row in found.get("history", ()):  # an older version kept none of a stopped trial
+            scheduler.on_trial_result(None, past, row)  # type: ignore[arg-type]
+    return scheduler
 
 
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
     """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
     share = resources.cpus / (max(resources.gpus, 1) if gpu else job.experiment.concurrent)
     return max(int(min(share, max((node.cpus for node in resources.nodes), default=1))), 1)
-
-
-def _own(trial: Trial) -> str:
-    """Where an unfinished trial keeps its checkpoint."""
-    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
 
 
 def _reason(result: "ray.tune.Result | None", trial: Trial, *, ended: bool) -> str:
@@ -152,6 +185,7 @@ def _trial(
     """Trains one trial to its last epoch, from its own checkpoint where there is one, and leaves its scores."""
     trial = trials[config["key"]]
     job, size = trial.job, trial.job.network.image_size
+    code = code_hash()  # now: the files may change while it trains
     if threads:
         torch.set_num_threads(threads)
     fold = folds[trial.protocol, size]
@@ -161,21 +195,28 @@ def _trial(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(job, counts, device, Shard(0, 1))
     parameters, multiply_adds = cost(trainer.network, size)
-    state, chosen = (storage.join(_own(trial), name) for name in ("state.pt", "chosen.pt"))
+    state = storage.join(own_uri(trial), CHECKPOINT)
+
+    def chosen() -> str:
+        return storage.join(own_uri(trial), f"chosen-{chosen_epoch(trainer.history)}.pt")
+
     if storage.is_file(state):
         trainer.restore(_loaded(state))
         for row in trainer.history[: job.training.epochs - 1]:  # a scheduler that was started again has not seen them
             ray.tune.report(row)
     while trainer.epoch < job.training.epochs:
+        before = chosen() if trainer.history else None
         trainer.advance(train, validation)
-        if chosen_epoch(trainer.history) == trainer.epoch:
+        if chosen() != before:
             buffer = io.BytesIO()
             torch.save(trainer.shipped().state_dict(), buffer)
-            storage.write_bytes(chosen, buffer.getvalue())
+            storage.write_bytes(chosen(), buffer.getvalue())
         storage.write_bytes(state, trainer.state())
+        if before and before != chosen():  # only now: a start after a kill may still go on from the state before
+            storage.delete(before)
         if trainer.epoch < job.training.epochs:
             ray.tune.report(trainer.history[-1])
-    trainer.shipped().load_state_dict(_loaded(chosen))
+    trainer.shipped().load_state_dict(_loaded(chosen()))
     margins = _margins(trainer.validate(validation))
     found = {
         "row": trial.row,
@@ -192,9 +233,12 @@ def _trial(
         "hardware": _hardware(device),
         "arithmetic": "bf16" if trainer.bf16 else "fp32",
         "seconds": sum(row["seconds"] for row in trainer.history),
+        "code": code,
+        "torch": version("torch"),
+        "max_pixels": job.archive.max_pixels,
     }
     storage.write_bytes(result_uri(job, trial.key), json.dumps(found).encode())
-    storage.delete(_own(trial))
+    storage.delete(own_uri(trial))
     ray.tune.report(trainer.history[-1])  # last of all, as a scheduler may stop a trial at any report
 
 

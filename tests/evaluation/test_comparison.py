@@ -1,10 +1,13 @@
 """Results of an experiment: numbers from counts, differences on the same films, a page that says what is missing."""
 
+import html
+import io
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from pneumobatch import metrics, tables
 from pneumobatch.config import Evaluation, Job
@@ -34,7 +37,7 @@ def entry(row: str, noise: float, *, seed: int = 0, count: int = 240, protocol: 
         "weights": "random", "image_size": 32, "loss": "focal", "preset": "default", "epochs": 3, "batch_size": 8,
         "learning_rate": 0.001, "target": "balanced", "chosen_epoch": 2, "train_films": 100, "validation_films": 20,
         "parameters": 11_000_000, "multiply_adds": 37_000_000, "hardware": "1 CPU", "arithmetic": "fp32",
-        "seconds": 66.0, "unreadable": 0,
+        "code": "0123456789ab", "seconds": 66.0, "unreadable": 0,
     }  # fmt: skip
     return Entry(facts, films.take(pa.array(order)))
 
@@ -112,9 +115,46 @@ def test_several_seeds_have_a_mean_with_an_interval_of_the_mean() -> None:
     assert by_row(results, row="base", status="mean")["accuracy_difference"] is None
 
 
-def test_different_test_films_are_never_compared() -> None:
-    with pytest.raises(RuntimeError, match="different films"):
-        comparison.compare([entry("base", 1.0), entry("other", 1.0, count=238)], "base", OPTIONS)
+def test_different_test_films_are_never_compared_and_lose_nothing_else() -> None:
+    results, _ = comparison.compare([entry("base", 3.0), entry("sharp", 1.3, count=238)], "base", OPTIONS)
+    other = by_row(results, row="sharp")
+    assert other["test_films"] == 238 and other["auroc"] > 0.9 and other["accuracy_low"] is not None
+    assert other["mcnemar_p"] is None and other["delong_p"] is None and other["auroc_difference"] is None
+    assert other["reason"].startswith("not compared with the baseline")
+    assert other["reason"] in html.unescape(comparison_report.render(Job(), results, "base", {}))
+
+
+def test_a_mean_is_of_the_seeds_that_share_films_and_differs_where_each_has_its_pair() -> None:
+    found = [entry(row, noise, seed=seed) for seed in (0, 1) for row, noise in (("base", 3.0), ("sharp", 1.3))]
+    results, _ = comparison.compare(
+        [*found, entry("base", 3.0, seed=2, count=238), entry("sharp", 1.3, seed=2)], "base", OPTIONS
+    )
+    base, sharp = (by_row(results, row=row, status="mean") for row in ("base", "sharp"))
+    assert (base["seeds"], sharp["seeds"]) == (2, 3)
+    alone = [row["accuracy"] for row in results.to_pylist() if row["row"] == "base" and row["test_films"] == 240]
+    assert base["accuracy"] == pytest.approx(np.mean(alone))
+    assert sharp["accuracy_difference"] is None and "not each of these seeds" in sharp["reason"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(comparison_report.console_table(results, "base"))
+    for shown in (console.export_text(), comparison_report.render(Job(), results, "base", {})):
+        assert "2 of 3 seeds" in shown and "3 of 3 seeds" in shown
+
+
+def test_a_mean_tells_what_its_trials_ran_on() -> None:
+    found = [entry("base", 3.0, seed=seed) for seed in (0, 1)]
+    found[1].facts["hardware"] = "2 CPU"
+    found[1].facts["code"] = None
+    mean = by_row(comparison.compare(found, "base", OPTIONS)[0], status="mean")
+    assert (mean["hardware"], mean["arithmetic"], mean["code"]) == ("mixed", "fp32", "mixed")
+
+
+def test_the_page_tells_of_rows_that_are_of_several_versions_of_the_code(compared: tuple[pa.Table, pa.Table]) -> None:
+    assert "versions of the code" not in comparison_report.render(Job(), compared[0], "base", {})
+    found = [entry("base", 3.0), entry("sharp", 0.5)]
+    found[1].facts["code"] = None
+    page = comparison_report.render(Job(), comparison.compare(found, "base", OPTIONS)[0], "base", {})
+    assert "Rows of 2 versions of the code; their differences may be the code's." in page
+    assert "code 0123456789ab" in page and "code unknown" in page
 
 
 def test_the_page_tells_what_is_missing_and_names_no_patient(compared: tuple[pa.Table, pa.Table]) -> None:

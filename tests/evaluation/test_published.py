@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import config, storage, tables
-from pneumobatch.evaluation.published import keep, load, own_films
+from pneumobatch.evaluation.published import Bundle, keep, load, own_films
 
 
 def job(folder, **options):
@@ -102,6 +102,13 @@ def test_missing_runs_are_named(tmp_path):
     storage.write_bytes(str(tmp_path / "runs" / "r.json"), b"half a rec")
     with pytest.raises(ValueError, match="not a run record"):
         load(job(tmp_path))
+
+
+def test_a_bundle_without_an_offset_is_not_calibrated_at_its_prevalence():
+    older = {"data": {"validation_sick": 30, "validation_well": 10}}
+    assert Bundle("", older).prevalence is None
+    assert Bundle("", older | {"offset": 0.0}).prevalence == 0.75
+    assert Bundle("", {"offset": 0.0}).prevalence is None
 
 
 def test_a_file_is_never_overwritten(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import cli, cluster
+from pneumobatch.lineage import code_hash
 
 pytestmark = pytest.mark.engine
 
@@ -76,11 +78,14 @@ def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_sa
     plain = found["plain", "paper_like"]
     assert 4 <= plain["test_films"] <= 10 and plain["unreadable"] >= 10 - plain["test_films"]
     assert found["plain", "paper_like"]["hardware"].startswith("1 CPU")
+    assert found["plain", "paper_like"]["code"] == code_hash()[:12]
     assert found["too small", "paper_like"]["status"] == "failed"
     assert "Kernel size" in found["too small", "paper_like"]["reason"]
     assert found["plain", "official"]["status"] == "not_run"
     assert "experiment.test is not set" in found["plain", "official"]["reason"]
     home = undisturbed / "experiments" / "trial"
+    (trial,) = [json.loads(path.read_bytes()) for path in (home / "trials").iterdir()]
+    assert (trial["code"], trial["torch"], trial["max_pixels"]) == (code_hash(), version("torch"), 100_000_000)
     assert len(pq.read_table(home / "predictions.parquet")) == plain["test_films"]
     assert "too small" in (home / "index.html").read_text(encoding="utf-8")
 
@@ -93,7 +98,7 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
         [sys.executable, "-m", "pneumobatch", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
     states, deadline = tmp_path / "_staging" / "experiments" / "trial", time.monotonic() + 150
-    while not any(states.glob("*/state.pt")):
+    while not any(states.glob("*/checkpoint.pt")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -114,9 +119,13 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
         (path, path.stat().st_mtime_ns) for path in (tmp_path / "experiments" / "trial" / "trials").iterdir()
     )
     assert len(before) == 2
+    leftover = states / before[0][0].stem / "checkpoint.pt"
+    leftover.parent.mkdir()
+    leftover.touch()
     assert cli.run(command(job_file(tmp_path, "attention", "plain"), films, tmp_path)) == 0
     assert before == sorted((path, path.stat().st_mtime_ns) for path in before[0][0].parent.iterdir())
     assert "2 of 2 trials were finished before" in capsys.readouterr().err
+    assert not any(states.iterdir())
 
 
 def test_early_stopping_ends_trials_that_others_surpassed(
@@ -127,13 +136,19 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     assert cli.run(words) == 0
     found = [row for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
     trials = tmp_path / "experiments" / "trial" / "trials"
-    histories = [json.loads(path.read_bytes()).get("history") for path in trials.iterdir()]
+    left = [json.loads(path.read_bytes()) for path in trials.iterdir()]
     stopped = [row for row in found if row["status"] == "stopped"]
-    assert len(found) == 4 and 1 <= len(stopped) == histories.count(None) <= 3
+    assert len(found) == 4 and 1 <= len(stopped) == sum("stopped" in content for content in left) <= 3
+    histories = [content["history"] for content in left if "stopped" not in content]
     for row in stopped:
         told = re.fullmatch(r"after epoch ([13]) of 4, validation AUROC (\d\.\d+)", row["reason"])
         assert told is not None, row["reason"]
-        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories if history)
+        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories)
+        assert any(
+            content["history"][-1]["epoch"] == int(told[1])
+            for content in left
+            if row["reason"] in content.get("stopped", "")
+        )
         assert row["auroc"] is None  # never tested
     before = sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
     assert cli.run(words) == 0  # it stays so
@@ -143,6 +158,15 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     assert cli.run(words) == 0  # for those who stop none they are still to be run
     whole = [row["status"] for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
     assert whole == ["done"] * 4
+
+
+def test_early_stopping_refuses_validation_scores_of_different_films(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_file(tmp_path, "plain", "attention", more="early_stopping = true\n")
+    job.write_text(job.read_text(encoding="utf-8") + 'training = { validation = "shifted" }\n', encoding="utf-8")
+    assert cli.run(command(job, films, tmp_path)) == 2
+    assert "rows that differ in training.validation take from different films" in capsys.readouterr().err
 
 
 def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(

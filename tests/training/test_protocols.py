@@ -66,6 +66,7 @@ def test_official_trains_on_no_test_patient_and_no_copy_of_a_test_film(folders: 
     assert len(found.test) == 3
     assert len(found.train) + len(found.validation) == 15
     assert "2 of the training folder are left out" in found.told
+    assert f"{len(found.validation)} films of random patients are the validation fold" in found.told
     sides = [set(fold["patient"].to_pylist()) for fold in found[:3]]
     assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
 
@@ -102,6 +103,7 @@ def test_the_shifted_fold_is_that_of_the_lowest_numbers(folders: tuple[Path, Pat
     assert isinstance(found, Split)
     numbers = [int(re.findall(r"(?:IM-|person)0*(\d+)", uri)[0]) for uri in found.validation["uri"].to_pylist()]
     assert max(numbers) <= 2
+    assert f"{len(numbers)} films of the patients with the lowest numbers are the validation fold" in found.told
 
 
 def test_official_says_why_it_is_not_run(folders: tuple[Path, Path]) -> None:
