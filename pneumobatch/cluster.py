@@ -71,17 +71,34 @@ class NoWorkerError(RuntimeError):
     """The engine has no worker of the kind that a job needs, and none came."""
 
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container's limits stand."""
+
+
 def machine_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPUs that this process may use: by its affinity, and by its container's quota."""
+    usable = len(os.sched_getaffinity(0))
+    quota, _, period = _limit("cpu.max").partition(" ")
+    return min(usable, max(int(quota) // int(period), 1)) if quota.isdecimal() else usable
+
+
+def machine_memory() -> int:
+    """Main memory that this process may use, bytes: the machine's, or its container's limit."""
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _limit("memory.max").strip()
+    return min(present, int(limit)) if limit.isdecimal() else present
+
+
+def _limit(name: str) -> str:
+    path = CGROUP / name
+    return path.read_text() if path.is_file() else ""
 
 
 def object_store_bytes(config: Cluster) -> int:
     """Size of the local engine's object store, bytes."""
     if config.object_store_gb:
         return int(config.object_store_gb * 2**30)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(memory // 4, 8 * 2**30)
+    return min(machine_memory() // 4, 8 * 2**30)
 
 
 @contextmanager

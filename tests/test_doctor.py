@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pneumobatch import cli
-from pneumobatch.config import Job
+from pneumobatch import cli, cluster
+from pneumobatch.config import Cluster, Job
 from pneumobatch.doctor import doctor, machine, trials
 
 
@@ -99,21 +99,24 @@ def test_without_a_compiler_there_is_a_note(monkeypatch: pytest.MonkeyPatch) -> 
     assert [finding.state for finding in machine.software(Job()) if finding.topic == "compiler"] == ["note"]
 
 
-def test_small_shared_memory_and_containers_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_shared_memory_and_containers_are_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     files = {
-        "/sys/fs/cgroup/cpu.max": "50000 100000",
         "/sys/fs/cgroup/memory.max": str(4 << 30),
         "/sys/fs/cgroup/memory.current": str(3 << 30),
         "/sys/fs/cgroup/memory.stat": f"anon 7\ninactive_file {2 << 30}",
         "/proc/meminfo": "MemAvailable:   99999999 kB",
     }
     monkeypatch.setattr(machine, "_text", lambda path: files.get(path, ""))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{4 << 30}\n")
+    monkeypatch.setattr(cluster, "CGROUP", tmp_path)
+    assert cluster.machine_cpus() == 1
+    assert cluster.object_store_bytes(Cluster()) == 1 << 30
     job = Job.model_validate({"cluster": {"num_cpus": 4096, "object_store_gb": 100_000}})
     found = {
         finding.text: finding.remedy for finding in [*machine.processors(job), *machine.memory(job)] if finding.remedy
     }
-    assert any("may use 0.5 of" in text and remedy == "--cluster.num_cpus 1" for text, remedy in found.items())
-    assert any("processes will share them" in text for text in found)
+    assert any("but 1 are usable: processes will share them" in text for text in found)
     assert "3.0 GiB available of 4.0 GiB; 4096 scorers need about 1 GiB each" in found
     assert any("Ray will use the disk" in text and "--shm-size" in remedy for text, remedy in found.items())
 

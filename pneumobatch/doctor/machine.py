@@ -49,15 +49,6 @@ def processors(job: Job) -> Findings:
     yield Finding(
         "CPUs", f"{usable} usable of {present}, {model[1] if model else platform.machine()}, {' '.join(features)}"
     )
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdecimal() and int(quota) < usable * int(period):
-        share = int(quota) / int(period)
-        yield Finding(
-            "CPUs",
-            f"the container may use {share:g} of {usable} CPUs",
-            "note",
-            f"--cluster.num_cpus {max(1, int(share))}",
-        )
     if job.cluster.num_cpus > usable:
         text = f"cluster.num_cpus = {job.cluster.num_cpus}, but {usable} are usable: processes will share them"
         yield Finding("CPUs", text, "note", "leave cluster.num_cpus out")
@@ -66,11 +57,10 @@ def processors(job: Job) -> Findings:
 def memory(job: Job) -> Findings:
     """Main memory, and shared memory for the object store."""
     free = 1024 * _number(r"MemAvailable:\s*(\d+)", "/proc/meminfo")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _number(r"^(\d+)$", "/sys/fs/cgroup/memory.max") or total
-    if limit < total:
+    total = cluster.machine_memory()
+    if _number(r"^(\d+)$", "/sys/fs/cgroup/memory.max") == total:  # a container's limit
         cache = _number(r"inactive_file (\d+)", "/sys/fs/cgroup/memory.stat")  # given back when it is needed
-        total, free = limit, min(free, limit - _number(r"^(\d+)$", "/sys/fs/cgroup/memory.current") + cache)
+        free = min(free, total - _number(r"^(\d+)$", "/sys/fs/cgroup/memory.current") + cache)
     workers = job.cluster.num_cpus or cluster.machine_cpus()
     text = f"{gib(free)} available of {gib(total)}"
     if free < 2 * SCORER_BYTES:

@@ -1,6 +1,5 @@
 """Films of a finished run, found again as they were and scored by its network, for a closer look."""
 
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +8,13 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from pneumobatch import cluster
 from pneumobatch.archive import catalog
 from pneumobatch.archive.films import FilmDecoder, pixels_of
 from pneumobatch.config import Archive, Gate, Job
 from pneumobatch.evaluation.published import Bundle, Record
 from pneumobatch.models import bundle as bundles
-from pneumobatch.models.hardware import BATCH
+from pneumobatch.models.hardware import BATCH, computes_int8, hardware_precision
 from pneumobatch.models.networks import Classifier
 from pneumobatch.models.weights import load_network
 from pneumobatch.screening.scorer import Plan, Scorer
@@ -45,8 +45,9 @@ class Look:
         self.decoder = FilmDecoder(self.size, self.archive.max_pixels, gate, None, self.archive.max_bytes)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = (record.get("plan") or {}).get("precision", "fp32")
-        threads = len(os.sched_getaffinity(0))
-        self.scorer = Scorer(Plan(bundle.uri, BATCH[device], precision, False, device, threads))
+        if precision == "int8" and (device != "cpu" or not computes_int8()):
+            precision = hardware_precision(device)  # the run was scored on other hardware
+        self.scorer = Scorer(Plan(bundle.uri, BATCH[device], precision, False, device, cluster.machine_cpus()))
 
     def network(self) -> Classifier:
         """The bundle's network, in fp32 on the CPU."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.util.metrics import Counter
 
 from pneumobatch import __version__, cluster
 from pneumobatch.archive import catalog, left_out
@@ -26,6 +27,9 @@ from pneumobatch.screening.scorer import Plan, Scorer
 
 COMPILE_PAYS_IMAGES = 3000
 """From about so many images a compilation is paid back by one run on CPUs; later runs find it in the cache."""
+
+TAGS = ("status", "reason")
+"""What the metric of films is divided by; none names a film."""
 
 BLOCKS = 4096
 """Blocks that an archive is divided into at most, until they hold as many images as a block should."""
@@ -102,6 +106,7 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
     wanted = decided(run.job, uri, run.bundle, resources, len(run.catalogue), gpu=gpu)
     plan = Plan(**run.plan(asdict(wanted)))
     resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
+    films = Counter("pneumobatch_films", "Films by status, and by the reason of those without a score.", TAGS)
     first, head, done = 0.0, 0, 0
     waiting = cluster.awaited(
         "scored images", resources, run.job.cluster, lambda found: (found.gpus if gpu else found.cpus) > 0
@@ -110,6 +115,8 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
         for rows in score(run.job, run.bundle, plan, todo, resources):
             came()
             run.stage(rows)
+            for found in rows.group_by(list(TAGS)).aggregate([([], "count_all")]).to_pylist():
+                films.inc(found["count_all"], {tag: found[tag] or "" for tag in TAGS})
             now = time.monotonic() - started
             done += len(rows)
             if not first:
