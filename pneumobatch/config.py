@@ -386,6 +386,9 @@ class Bench(Section):
     """Sizes for the table of catalogue, anti-join, publish and summary, rows; such as [10000, 100000, 1000000]."""
     image_counts: tuple[Count, ...] = ()
     """Archive sizes for the cost-against-size table, images; such as [200, 2000]."""
+    training_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs over the films for which training is measured, after one to warm up; 0: it is not measured. The archive
+    must be labelled."""
 
 
 class Demo(Section):

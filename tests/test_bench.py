@@ -18,7 +18,8 @@ from pneumobatch.config import Job
 
 SETUP = {
     "gpus": 0, "uris": ["a"], "formats": {"jpeg": 1}, "left_out": {}, "listed": 1, "model_id": "net-0",
-    "precision": "bf16", "hardware_precision": "bf16", "batch": 8, "compile": True, "compiled_already": True,
+    "attention": True, "precision": "bf16", "hardware_precision": "bf16", "batch": 8, "compile": True,
+    "compiled_already": True,
 }  # fmt: skip
 
 
@@ -111,10 +112,13 @@ def printed(lines: Iterable[RenderableType]) -> str:
 def made_up(setup: report.Setup) -> dict[report.Case, Measured]:
     """Every measurement of a round, with a rate a case."""
     rates = {report.DECODE: 250.0, report.DECODE_ALL: 480.0, report.PLAIN: 10.0, report.TUNED: 90.0,
-             report.PIPELINE: 120.0, report.NULL: 456.0, setup.network: 1000.0 if setup.gpus else 100.0}  # fmt: skip
+             report.PIPELINE: 120.0, report.NULL: 456.0, report.PACKED: 275.0, report.BACKBONE: 125.0,
+             report.TRAINING_PLAIN: 20.0, report.TRAINING: 19.0, report.TRAINING_ALL: 38.0,
+             setup.network: 1000.0 if setup.gpus else 100.0}  # fmt: skip
     run = {"first": 9.0, "imports": 3.0, "engine": 4.0, "images": 2048.0, "seconds": 20.0, "whole_rate": 102.4}
     memory = Memory(driver=600 << 20, workers=1500 << 20, engine=200 << 20, store=5 << 20, total=2300 << 20)
-    cases = _cases(Request(job=Job(), measurement="", images=1), setup)
+    job = Job.model_validate({"bench": {"training_epochs": 1}})
+    cases = _cases(Request(job=job, measurement="", images=1), setup, [])
     return {case: Measured({"rate": rates.get(case.title, 50.0) - len(case.how), **run}, memory) for case in cases}
 
 
@@ -133,6 +137,9 @@ def test_the_sentences_follow_from_the_table() -> None:
     assert "456.0 images/s, 95% of decoding alone" in text
     assert "first result  9.0 s after the process starts: 3.0 s imports, 4.0 s engine, 2.0 s network" in text
     assert "compiling took 41 s before" in text
+    assert "Parquet       decodes 1.10 × as fast as files" in text
+    assert "attention     the network takes 1.25 × the time of its plain backbone" in text
+    assert "training      0.95 × the plain loop by one worker on all cores, 2.00 × by a worker a CPU; 20 s" in text
     assert "would need 4.0 CPUs" in text
     assert re.search(r"20,000 +25 +110.0 +8.0 ", text)
     assert "bf16 eager, all cores (threads)" in text  # of several ways the best
@@ -159,7 +166,8 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
                 {
                     "archive": {"uri": str(tmp_path / "films")},
                     "screening": {"bundle": bundle_uri, "batch_size": 2, "block_images": 2, "compile": "off"},
-                    "bench": {"images": 12},
+                    "bench": {"images": 12, "training_epochs": 1},
+                    "training": {"batch_size": 4, "validation_fraction": 0.4},
                     "cluster": {"num_cpus": 1, "object_store_gb": 0.2},
                 }
             )
@@ -170,6 +178,7 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
         for match in re.finditer(r"^ *(\S.*?\S)((?: +[\d.,]+(?:e\+\d+)?){4}) *$", text, re.MULTILINE)
     }
     names = [report.DECODE, "fp32 eager, one core", "plain DataLoader", "hand-tuned", "this pipeline", report.NULL]
+    names += [report.PACKED, report.BACKBONE, report.TRAINING_PLAIN, report.TRAINING]
     assert all(any(row.startswith(name) for row in rows) for name in names), text
     plain = rows[report.PLAIN][0]
     for row, (rate, per_core, ratio, memory) in rows.items():
@@ -179,7 +188,18 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
     limit = re.search(r"limit +([\d.,]+) images/s \(([\d.]+) ms to decode \+ ([\d.]+) ms in the network", text)
     assert limit, text
     assert float(limit[1]) == pytest.approx(1000 / (float(limit[2]) + float(limit[3])), rel=0.02)
-    for line in ("ratios", "bound by", "engine", "first result", "whole run", "memory", "accelerator"):
+    for line in (
+        "ratios",
+        "Parquet",
+        "attention",
+        "training",
+        "bound by",
+        "engine",
+        "first result",
+        "whole run",
+        "memory",
+        "accelerator",
+    ):
         assert re.search(rf"^{line} ", text, re.MULTILINE), line
     assert "left out" in text  # the planted defects
     assert not (tmp_path / "outputs").exists()

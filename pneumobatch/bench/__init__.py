@@ -5,6 +5,7 @@
     measurements.py   what can be measured alone: files, compiling, decoding, network
     loops.py          whole loops from files to probabilities without this pipeline: plain, hand-tuned
     pipeline.py       this pipeline
+    training.py       training: plain, by one worker, by one a CPU
     sizes.py          what a night costs besides its films
     report.py         numbers → table and sentences
 
@@ -37,6 +38,11 @@ def bench(job: Job) -> list["RenderableType"]:
         ValueError: Archive or bundle do not fit, or no film of the archive can be read.
         RuntimeError: A measurement failed.
     """
+    with TemporaryDirectory() as folder:
+        return _bench(job.model_copy(update={"output": Output(uri=folder)}))
+
+
+def _bench(job: Job) -> list["RenderableType"]:
     say("bench: reading the films once")
     request = Request(job=job, measurement="prepare", images=job.bench.images)
     found = measure(request)[0].facts
@@ -58,7 +64,8 @@ def bench(job: Job) -> list["RenderableType"]:
         say("bench: compiling the network, once for this machine")
         compiling = float(measure(request.model_copy(update={"measurement": "compiling"}))[0].facts["seconds"])
 
-    cases = _cases(request, setup)
+    packed = measure(request.model_copy(update={"measurement": "packing"}))[0].facts["uris"]
+    cases = _cases(request, setup, packed)
     rounds: dict[Case, list[list[Measured]]] = {case: [] for case in cases}
     for number in range(job.bench.repeats):
         for case in cases:
@@ -85,8 +92,14 @@ def night(request: Request, rows: int) -> dict[str, Measured]:
     return measured
 
 
-def _cases(request: Request, setup: report.Setup) -> list[Case]:
-    """Every measurement of a round; cases of one title are ways to the same end, of which the best counts."""
+def _cases(request: Request, setup: report.Setup, packed: list[str]) -> list[Case]:
+    """Every measurement of a round; cases of one title are ways to the same end, of which the best counts.
+
+    Args:
+        request: What they have in common.
+        setup: What is measured.
+        packed: The same films as rows of a Parquet archive.
+    """
     cpus, several = setup.cpus, setup.cpus > 1
     cases: list[Case] = []
 
@@ -96,6 +109,7 @@ def _cases(request: Request, setup: report.Setup) -> list[Case]:
     add(report.DECODE, measurement="decode")
     if several:
         add(report.DECODE_ALL, copies=cpus, cores=cpus, measurement="decode")
+    add(report.PACKED, measurement="decode", uris=tuple(packed))
     for precision, compiled in setup.variants():
         title = f"{precision} {'compiled' if compiled else 'eager'}"
         options: dict[str, Any] = {"measurement": "network", "precision": precision, "compiled": compiled}
@@ -103,12 +117,20 @@ def _cases(request: Request, setup: report.Setup) -> list[Case]:
         if several and not setup.gpus:
             add(f"{title}, all cores", "threads", cores=cpus, threads=cpus, **options)
             add(f"{title}, all cores", "processes", cpus, cores=cpus, **options)
+    if setup.attention:
+        own: dict[str, Any] = {"measurement": "network", "precision": setup.precision, "compiled": setup.compile}
+        add(report.BACKBONE, backbone=True, **own)
     add(report.PLAIN, cores=cpus, threads=cpus, measurement="plain")
     add(report.TUNED, "one scores", cores=cpus, threads=cpus, measurement="tuned")
     if several and not setup.gpus and not setup.compile:  # a compiled network holds the interpreter's lock
         add(report.TUNED, "all score", cores=cpus, threads=cpus, measurement="tuned", alike=True)
     add(report.PIPELINE, cores=cpus, measurement="pipeline")
     add(report.NULL, cores=cpus, measurement="pipeline", null_network=True)
+    if request.job.bench.training_epochs:
+        add(report.TRAINING_PLAIN, cores=cpus, threads=cpus, measurement="training_plain")
+        add(report.TRAINING, cores=cpus, measurement="training")
+        if several and not setup.gpus:
+            add(report.TRAINING_ALL, cores=cpus, measurement="training", workers=cpus)
     return cases
 
 

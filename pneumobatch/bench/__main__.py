@@ -5,9 +5,10 @@ from importlib import import_module
 from pneumobatch.bench.processes import Measurement, answer
 
 MODULES = {
-    "measurements": ("prepare", "compiling", "decode", "network"),
+    "measurements": ("prepare", "packing", "compiling", "decode", "network"),
     "loops": ("plain", "tuned"),
     "pipeline": ("pipeline",),
+    "training": ("training", "training_plain"),
     "sizes": ("catalogue", "publish", "anti_join", "summary"),
 }
 """Where each measurement lies; only its own module is imported, so that Ray weighs on the pipeline alone."""

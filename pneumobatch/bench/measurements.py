@@ -3,12 +3,19 @@
 import time
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from pneumobatch.archive import catalog
+from pneumobatch import storage, tables
+from pneumobatch.archive import catalog, fetch
 from pneumobatch.bench.basics import Facts, Ready, decoder_of, model, repeated
 from pneumobatch.bench.processes import Request
+from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, scoring
+from pneumobatch.models.bundle import Bundle
+from pneumobatch.models.networks import ATTENTION, build
+from pneumobatch.models.weights import save_bundle
 from pneumobatch.tables import Status
 
 
@@ -19,10 +26,31 @@ def device() -> torch.device:
 
 def network_of(request: Request) -> scoring.Logits:
     """The bundle's network as the request wants it."""
-    uri, bundle = model(request)
+    uri, bundle = _backbone(request) if request.backbone else model(request)
     if request.compiled:
         return scoring.compiled(uri, bundle, request.precision, request.job.screening.batch_size, device())
     return scoring.eager(uri, bundle, request.precision, device())
+
+
+def _backbone(request: Request) -> tuple[str, Bundle]:
+    """The bundle's network without attention and untrained, always the same: it is compiled once for a machine."""
+    uri, bundle = storage.join(request.job.output.uri, "backbone"), model(request)[1]
+    if storage.is_file(storage.join(uri, "bundle.json")):
+        return uri, bundles.load(uri)
+    torch.manual_seed(0)
+    config = bundle.network.model_copy(update={"name": bundle.network.name.removeprefix(ATTENTION)})
+    bundle = bundle.model_copy(update={"network": config})
+    weights = build(config, initialise=False).state_dict()
+    history, reference = pa.table({"epoch": [1.0]}), tables.reference_schema().empty_table()
+    return uri, save_bundle(uri, bundle, weights, history, reference, "")
+
+
+def packing(request: Request, _: Ready) -> Facts:
+    """Packs the films into a Parquet archive in the output folder."""
+    column, uri = request.job.archive.bytes_column, storage.join(request.job.output.uri, "films.parquet")
+    films = pa.table({column: pa.array([fetch.fetch(uri) for uri in request.uris], pa.large_binary())})
+    pq.write_table(films, uri, row_group_size=64)
+    return {"uris": [f"{uri}#{column}#{row}" for row in range(len(films))]}
 
 
 def prepare(request: Request, _: Ready) -> Facts:
@@ -53,6 +81,7 @@ def prepare(request: Request, _: Ready) -> Facts:
         "left_out": left_out,
         "listed": len(listed),
         "model_id": bundle.model_id,
+        "attention": bundle.network.name.startswith(ATTENTION),
         "precision": precision,
         "hardware_precision": hardware.hardware_precision(device().type),
         "compile": config.compile != "off" and hardware.compiler() is not None,

@@ -50,6 +50,10 @@ class Request(BaseModel):
     """Threads of the network, and of decoding in `tuned`."""
     alike: bool = False
     """`tuned`: every thread decodes and scores, instead of some decoding for one that scores."""
+    workers: int = 1
+    """`training`: DDP workers."""
+    backbone: bool = False
+    """The network without its attention, untrained."""
     null_network: bool = False
     """`pipeline`: a network that does nothing takes the place of the bundle's."""
     spawned: float = 0

@@ -14,7 +14,10 @@ from pneumobatch.models.hardware import Precision
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-DECODE, DECODE_ALL = "decode, one core", "decode, all cores"
+DECODE, DECODE_ALL, PACKED = "decode, one core", "decode, all cores", "decode from Parquet, one core"
+BACKBONE = "the network without attention"
+TRAINING_PLAIN, TRAINING = "training, plain loop", "training, one worker"
+TRAINING_ALL = "training, a worker a CPU"
 PLAIN, TUNED = "plain DataLoader loop, fp32 eager", "hand-tuned process"
 PIPELINE, NULL = "this pipeline", "this pipeline, null network"
 
@@ -30,6 +33,7 @@ class Setup:
     left_out: dict[str, int]
     listed: int
     model_id: str
+    attention: bool
     precision: Precision
     hardware_precision: Precision
     batch: int
@@ -153,6 +157,15 @@ def _sentences(setup: Setup, best: dict[str, tuple[Case, Measured]], compiling: 
         f"engine        with a null network {_number(rate[NULL])} images/s, {rate[NULL] / alone:.0%} of decoding alone "
         f"on the same cores"
     )
+    yield f"Parquet       decodes {rate[PACKED] / decode:.2f} × as fast as files"
+    if BACKBONE in rate:
+        yield f"attention     the network takes {rate[BACKBONE] / network:.2f} × the time of its plain backbone"
+    if TRAINING in rate:
+        several = f", {rate[TRAINING_ALL] / rate[TRAINING]:.2f} × by a worker a CPU" if TRAINING_ALL in rate else ""
+        yield (
+            f"training      {rate[TRAINING] / rate[TRAINING_PLAIN]:.2f} × the plain loop by one worker on all cores"
+            f"{several}; {best[TRAINING][1].facts['seconds']:.0f} s from start to bundle"
+        )
     facts = run.facts
     rest = facts["first"] - facts["imports"] - facts["engine"]
     yield (

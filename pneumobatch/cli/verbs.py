@@ -199,12 +199,13 @@ def bench(
     /,
     *,
     archive: Archive = Archive(),
+    training: Training = Training(),
     screening: Screening = Screening(),
     bench: Bench = Bench(),
     cluster: Cluster = Cluster(),
 ) -> None:
     """Measure decoding, network, plain loops and this pipeline side by side on the same films."""
-    job = job_of(archive=archive, screening=screening, bench=bench, cluster=cluster)
+    job = job_of(archive=archive, training=training, screening=screening, bench=bench, cluster=cluster)
     from pneumobatch.bench import bench as run
 
     show(*run(job))

@@ -19,7 +19,10 @@ GREY_MEAN, GREY_STD = 0.5, 0.25
 FLAT = 1 / 64
 """Contrast (standard deviation, grey in 0–1) below which a film is not stretched any further."""
 
-_RESNET = re.compile(r"(attention_)?resnet(18|34|50|101|152)")
+ATTENTION = "attention_"
+"""What the name of a ResNet with attention begins with; the rest is that of its plain backbone."""
+
+_RESNET = re.compile(rf"({ATTENTION})?resnet(18|34|50|101|152)")
 
 
 class Classifier(nn.Module):
