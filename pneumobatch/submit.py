@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from pneumobatch.config import Cluster, Job
+from pneumobatch.lineage import code_hash
 from pneumobatch.progress import say
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def submit(verb: str, job: Job, sections: list[str]) -> int:
 
 
 def submission_id(verb: str, job: Job, sections: set[str]) -> str:
-    """The same for the same verb and resolved configuration; a night's holds its date (UTC) as well."""
+    """The same for the same verb, resolved configuration and sent code; a night's holds its date (UTC) as well."""
     resolved = json.dumps(job.model_dump(mode="json", include=sections), sort_keys=True)
-    digest = hashlib.sha256(f"{verb}\n{resolved}".encode()).hexdigest()[:12]
+    code = code_hash() if job.cluster.runtime == "package" else ""
+    digest = hashlib.sha256(f"{verb}\n{resolved}{code}".encode()).hexdigest()[:12]
     nightly = verb == "screen" and job.screening.nightly
     return f"{verb}-{datetime.now(UTC):%Y-%m-%d}-{digest}" if nightly else f"{verb}-{digest}"
 

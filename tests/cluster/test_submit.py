@@ -40,12 +40,15 @@ def test_a_job_ends_with_its_log_and_exit_code(site: Site, archive: str, films: 
     text = (copy / "cli" / "verbs.py").read_text()
     (copy / "cli" / "verbs.py").write_text(text.replace("byte-identical copies", "copies, said another code"))
     second = site.run(*words(archive, "--cluster.runtime", "package"), cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert second.stderr.startswith(f"submitted {submission}-2 to ")
+    (other,) = re.findall(r"^submitted (catalog-\w{12}) to ", second.stderr, re.MULTILINE)
+    assert other != submission  # other code is another job
     assert "copies, said another code" in second.stdout  # the package travelled to where the image has another
 
     listed = site.run("status").stdout
     assert re.search(rf"^{submission}  SUCCEEDED \(0\)  20", listed, re.MULTILINE)
-    assert f"{submission}-2  SUCCEEDED" in listed
+    assert f"{other}  SUCCEEDED" in listed
+    third = site.run(*words(archive))
+    assert third.stderr.startswith(f"submitted {submission}-2 to ")
     again = site.run("logs", submission)
     assert (again.returncode, again.stdout) == (0, first.stdout)
     wrong = site.run("submit", "catalog", "--archive.uri", f"{archive}/none", "--output.uri", f"{archive}/out")
@@ -174,6 +177,7 @@ def test_the_id_depends_on_what_is_done_and_for_a_night_on_its_date() -> None:
     one = submission_id("screen", job(), read)
     assert one == submission_id("screen", job(cluster={"address": "http://other:8265"}, bench={"images": 3}), read)
     assert re.fullmatch(r"screen-[0-9a-f]{12}", one)
+    assert one != submission_id("screen", job(cluster={"runtime": "package"}), read)
     others = [
         job(archive={"uri": "s3://b/in"}),
         job(output={"uri": "s3://b/out"}),
