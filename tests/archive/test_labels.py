@@ -1,0 +1,159 @@
+"""Labels: from class folders, Kermany's file names, and tables."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pneumobatch import storage
+from pneumobatch.archive import catalog
+from pneumobatch.archive.labels import LabelTable, from_paths
+from pneumobatch.config import Archive
+from pneumobatch.identity import SITE_KEY, keyed_hash
+from tests.archive.conftest import png
+
+
+def test_a_label_table_decides_and_pending_is_unknown(folder: Path) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text("uri,label,patient,sex,secret\nother.png,PNEUMONIA,p1,F,x\nIM-0001-0001,pending,,M,y\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert rows["other.png"]["label"] == 1
+    assert rows["other.png"]["sex"] == "F"
+    assert rows["IM-0001-0001.png"]["label"] is None
+    assert rows["person7_virus_9.png"]["label"] is None  # not in the table: unknown, whatever its folder says
+    assert "secret" not in table.column_names
+    assert "labels.csv" not in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,label\nother.png,1\n", "none of the columns uri, image_id, .*; set archive.key_column to one of x, label"),
+        ("uri,class\nother.png,1\n", "no column label; set archive.label_column to one of uri, class"),
+        ("uri,label\nother.png,maybe\n", "row 1: the label is none of"),
+        ("uri,label\nelse.png,1\n", "no row fits an image"),
+    ],
+)
+def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, message: str) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        catalog.build(Archive(uri=str(folder), labels=str(labels)))
+
+
+def test_a_file_name_of_several_images_labels_none(folder: Path, tmp_path: Path) -> None:
+    for name in ("p2", "p3"):
+        (folder / name).mkdir()
+        (folder / name / "film.png").write_bytes(png(9))
+    labels = tmp_path / "labels.csv"
+    for name in ("film.png", "film"):
+        labels.write_text(f"path,label\n{name},PNEUMONIA\n")
+        with pytest.raises(ValueError, match="a file name fits several images; name them by their path below"):
+            catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    labels.write_text("path,label\np3/film.png,PNEUMONIA\np2/film.png,NORMAL\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels), include=("p*/*",)))
+    assert table["label"].to_pylist() == [0, 1]
+
+
+def test_labels_of_studies_wait_for_the_evaluation(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(b"")
+    labels = tmp_path.parent / f"{tmp_path.name}.csv"
+    archive = Archive(uri=str(tmp_path), labels=str(labels))
+    for text in ("accession,label\n17,1\n", "filename,accession,label\n,17,1\nc.dcm,18,0\n"):
+        labels.write_text(text)
+        assert catalog.build(archive)["label"].null_count == 2
+    labels.write_text("filename,accession,label\nc.dcm,17,1\n")  # which names its image by file name
+    with pytest.raises(ValueError, match="no row fits an image"):
+        catalog.build(archive)
+    assert catalog.build(archive, growing=True)["label"].null_count == 2
+
+
+def test_what_is_written_holds_no_patient_of_a_label_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text("uri,label,patient\nother.png,1,Doe^Jane\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    monkeypatch.delenv(SITE_KEY, raising=False)
+    assert "Doe" not in str(catalog.publishable(table).to_pydict())
+    row = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)
+    assert row["patient"] is None
+    monkeypatch.setenv(SITE_KEY, "secret")
+    first = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)["patient"]
+    monkeypatch.setenv(SITE_KEY, "other")
+    second = next(row for row in catalog.publishable(table).to_pylist() if row["label"] == 1)["patient"]
+    assert first != second
+    assert second == keyed_hash("patient:Doe^Jane")  # as the PatientID of a DICOM file
+
+
+def test_a_label_table_decides_like_a_dictionary(folder: Path, tmp_path: Path) -> None:
+    """The last of several rows counts, the path goes before the name, and a blank cell is unknown."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "uri,label,patient,etiology\nperson7_virus_9.png,0,,\nPNEUMONIA/person7_virus_9.png,1,,fungal\n"
+        "other,0,a,\nother,1,b,\nperson7_bacteria_1,1,,\n"
+    )
+    table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
+    rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
+    assert (rows["other.png"]["label"], rows["other.png"]["patient"]) == (1, "patient:b")
+    assert (rows["person7_virus_9.png"]["label"], rows["person7_virus_9.png"]["etiology"]) == (1, "fungal")
+    assert rows["person7_bacteria_1.png"]["etiology"] is None  # in the table, and blank
+    assert rows["person7_bacteria_2.png"]["etiology"] == "bacterial"  # not in the table
+    assert rows["person7_bacteria_1.png"]["patient"] == "kermany:person7_bacteria"
+
+
+def test_class_folders_and_kermany_names_column_by_column() -> None:
+    cases: dict[str, tuple[int | None, str | None, str | None]] = {
+        "NORMAL/x.png": (0, None, None),
+        "a/Pneumonia/b/c.png": (1, None, None),
+        "PNEUMONIA/normal/x.png": (0, None, None),
+        "NORMAL/a/PNEUMONIA/b/x.png": (1, None, None),
+        "NORMALISED/PNEUMONIA": (None, None, None),
+        "normal": (None, None, None),
+        "x/person12_virus_3.jpeg": (None, "kermany:person12_virus", "viral"),
+        "person12_virus_3/x.jpeg": (None, None, None),
+        "NORMAL/NORMAL2-IM-0001-0001.jpeg": (0, "kermany:NORMAL2-IM-0001", None),
+        "NORMAL/IM-01\n-0001.jpeg": (0, None, None),
+        "NORMAL\n/normal/IM-01-0001.jpeg": (0, "kermany:IM-01", None),
+        "PNEUMONIA/xperson1_bacteria_1.png": (1, None, None),
+    }
+    known = from_paths(pa.chunked_array([list(cases)]), "auto")
+    rows = zip(*(known[name].to_pylist() for name in ("label", "patient", "etiology")), strict=True)
+    assert dict(zip(cases, rows, strict=True)) == cases
+    assert from_paths(pa.chunked_array([list(cases)]), "none")["patient"].null_count == len(cases)
+
+
+KEYS = ["a/b.png", "a/c.png", "b.png", "c", "b", "id-of-a/b.png", "elsewhere"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(["0", "1", "pending"])), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -> None:
+    paths = ["a/b.png", "a/c.png", "b.png", "d/b"]
+    text = "uri,label,patient,sex\n" + "".join(f"{key},{label},p{i},s{i}\n" for i, (key, label) in enumerate(rows))
+    storage.write_bytes("memory://labels/l.csv", text.encode())
+    last = {key: (label, i) for i, (key, label) in enumerate(rows)}
+
+    named: list[str] = []
+
+    def expected(path: str) -> tuple[bool, int | None, str | None, str | None]:
+        name = path.rsplit("/", 1)[-1]
+        for key in (path, f"id-of-{path}", name, name.rsplit(".", 1)[0]):
+            if key in last:
+                named.extend([key] * (key not in {path, f"id-of-{path}"}))
+                label, i = last[key]
+                return True, {"0": 0, "1": 1, "pending": None}[label], f"patient:p{i}", f"s{i}"
+        return False, None, None, None
+
+    wanted = [expected(path) for path in paths]
+    table = LabelTable(Archive(uri="x", labels="memory://labels/l.csv"))
+    arguments = pa.chunked_array([paths]), pa.chunked_array([[f"id-of-{path}" for path in paths]])
+    if len(set(named)) < len(named):
+        with pytest.raises(ValueError, match="a file name fits several images"):
+            table.find(*arguments)
+        return
+    found = table.find(*arguments)
+    columns = (found[name].to_pylist() for name in ("found", "label", "patient", "sex"))
+    assert list(zip(*columns, strict=True)) == wanted

@@ -1,0 +1,150 @@
+"""Archives of Parquet: images in rows, and manifests of paths."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pneumobatch import storage
+from pneumobatch.archive import catalog, fetch
+from pneumobatch.config import Archive
+from tests.archive.conftest import png
+
+
+def test_beside_parquet_only_what_is_set_aside_may_lie(folder: Path, tmp_path: Path) -> None:
+    picture = (folder / "other.png").read_bytes()
+    home = tmp_path / "tables"
+    home.mkdir()
+    pq.write_table(pa.table({"bytes": [picture, picture]}), home / "films.parquet")
+    (home / "labels.csv").write_text("path,label\nfilms.parquet#000000001,1\n")
+    (home / "README.txt").write_text("x")
+    with pytest.raises(ValueError, match="holds Parquet files beside other files"):
+        catalog.build(Archive(uri=str(home)))
+    archive = Archive(uri=str(home), labels=str(home / "labels.csv"), exclude=("*.txt",))
+    assert catalog.build(archive)["label"].to_pylist() == [None, 1]
+
+
+def test_parquet_with_bytes(tmp_path: Path) -> None:
+    images = [png(value) for value in range(7)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=3)
+    table = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))
+    assert list(fetch.fetch_many(table["uri"].to_pylist())) == images
+    assert catalog.build(Archive(uri=str(tmp_path)))["image_id"].equals(table["image_id"])
+
+
+def test_parquet_manifest_stays_inside_its_roots(folder: Path) -> None:
+    manifest = folder / "manifest.parquet"
+    pq.write_table(pa.table({"uri": ["other.png", str(folder / "NORMAL/IM-0001-0001.png")]}), manifest)
+    table = catalog.build(Archive(uri=str(manifest)))
+    assert all(isinstance(data, bytes) for data in fetch.fetch_many(table["uri"].to_pylist()))
+    for outside in ("../secret.png", "/etc/passwd", "NORMAL/../../x.png", "s3://other/x.png"):
+        pq.write_table(pa.table({"uri": [outside]}), manifest)
+        with pytest.raises(ValueError, match="outside the archive's folder"):
+            catalog.build(Archive(uri=str(manifest)))
+    pq.write_table(pa.table({"uri": ["/etc/passwd"]}), manifest)
+    assert len(catalog.build(Archive(uri=str(manifest), roots=("/etc",)))) == 1
+
+
+def test_images_in_parquet_keep_no_path(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"bytes": [png(1)]}), tmp_path / "DOE.parquet")
+    assert catalog.publishable(catalog.build(Archive(uri=str(tmp_path))))["uri"].null_count == 1
+
+
+def test_a_parquet_manifest_gives_the_ids_of_a_listing(folder: Path) -> None:
+    listed = catalog.build(Archive(uri=str(folder)))
+    manifest = folder / "manifest.parquet"
+    for uris in (listed["uri"].to_pylist(), [f"file://{uri}" for uri in listed["uri"].to_pylist()] * 2):
+        pq.write_table(pa.table({"uri": uris}), manifest)
+        assert catalog.build(Archive(uri=str(manifest)))["image_id"].equals(listed["image_id"])
+
+
+def test_a_link_of_a_manifest_stays_inside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.png").write_bytes(png(1))
+    (folder / "link.png").symlink_to(tmp_path / "secret" / "a.png")
+    (folder / "links").symlink_to(tmp_path / "secret")
+    (folder / "inside.png").symlink_to(folder / "other.png")
+    for name, allowed in (("link.png", False), ("links/a.png", False), ("inside.png", True)):
+        pq.write_table(pa.table({"uri": [name]}), folder / "manifest.parquet")
+        if allowed:
+            assert len(catalog.build(Archive(uri=str(folder / "manifest.parquet")))) == 1
+        else:
+            with pytest.raises(ValueError, match="a link to outside"):
+                catalog.build(Archive(uri=str(folder / "manifest.parquet")))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_manifest_gives_the_rows_of_the_listing(kind: str, folder: Path, tmp_path: Path) -> None:
+    listing = catalog.build(Archive(uri=str(folder)))
+    uris = [*listing["uri"].to_pylist()[:3], *(f"films/./{path}" for path in ("other.png", "NORMAL//IM-0001-0001.png"))]
+    uris += [f"file://{folder}/PNEUMONIA/{path.name}" for path in (folder / "PNEUMONIA").iterdir()]
+    _write(tmp_path / f"manifest.{kind}", uris)
+    table = catalog.build(Archive(uri=str(tmp_path / f"manifest.{kind}"), roots=(str(folder),)))
+    assert table.equals(listing)
+    _write(tmp_path / f"manifest.{kind}", ["films/gone.png"])
+    table = catalog.build(Archive(uri=str(tmp_path / f"manifest.{kind}"), roots=(str(folder),)))
+    assert table["bytes"].to_pylist() == table["version"].to_pylist() == [None]
+
+
+def _write(path: Path, uris: list[str]) -> None:
+    if path.suffix == ".csv":
+        path.write_text("uri\n" + "".join(f'"{uri}"\n' for uri in uris))
+    else:
+        pq.write_table(pa.table({"uri": uris}), path, row_group_size=2)
+
+
+def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{s3}/a.png", b"123")
+    (file,) = storage.list_files(s3)
+    for suffix in ("csv", "parquet"):
+        manifest = tmp_path / f"m.{suffix}"
+        if suffix == "csv":
+            manifest.write_text(f"uri,size,etag\n{s3}/a.png,3,{file.version}\n")
+        else:
+            pq.write_table(pa.table({"uri": [f"{s3}/a.png"], "size": [3], "etag": [file.version]}), manifest)
+        assert catalog.build(Archive(uri=str(manifest), roots=(s3,))).equals(catalog.build(Archive(uri=s3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\nx\n", "neither a column 'bytes'"),
+        ("uri\nDOE,2\n", "no readable CSV"),
+        ("", "no readable CSV"),
+        ("uri,size\nDOE,large\n", "no readable CSV"),
+    ],
+)
+def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        catalog.build(Archive(uri=str(tmp_path / "m.csv")))
+    assert "DOE" not in str(caught.value)
+
+
+def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [bytes([i]) * 1000 for i in range(40)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=4, compression="none")
+    monkeypatch.setattr(fetch, "CACHE_BYTES", 10_000)
+    fetch.forget()
+    uris = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))["uri"].to_pylist()
+    assert list(fetch.fetch_many(uris)) == images
+    assert sum(values.nbytes for values in fetch._row_groups._kept.values()) <= 10_000
+    assert isinstance(fetch.fetch(uris[0], limit=999), storage.TooLargeError)
+    assert fetch.fetch(uris[0], limit=1000) == images[0]
+    assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#bytes#40"), OSError)
+    assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#other#0"), OSError)
+    assert isinstance(fetch.fetch(f"{tmp_path}/gone.parquet#bytes#0"), FileNotFoundError)
+    copies = pa.table({"bytes": [b"a", b"b", b"a", None, b"b", b"a"]})
+    pq.write_table(copies, tmp_path / "films.parquet", row_group_size=2)
+    fetch.forget()
+    table = catalog.find_duplicates(catalog.build(Archive(uri=str(tmp_path / "films.parquet"))))
+    ids = table["image_id"].to_pylist()
+    assert table["duplicate_of"].to_pylist() == [None, None, ids[0], None, ids[1], ids[0]]
+
+
+def test_a_file_named_like_a_row_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet#b.png").write_bytes(b"1")
+    (tmp_path / "c.png").write_bytes(b"2")
+    table = catalog.build(Archive(uri=str(tmp_path)))
+    assert list(fetch.fetch_many(table["uri"].to_pylist())) == [b"1", b"2"]
