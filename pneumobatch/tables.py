@@ -120,22 +120,23 @@ _CLASSES = {"pneumonia": 1, "1": 1, "true": 1, "normal": 0, "0": 0, "false": 0}
 _UNKNOWN = {"", "pending", "unknown", "null", "nan"}
 
 
-def parse_labels(values: Iterable[str | None], where: str) -> list[int | None]:
-    """Reads classes as people write them: 1 (pneumonia), 0 (normal), None (empty, pending, unknown).
+def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """Reads classes as people write them, int8: 1 (pneumonia), 0 (normal), NULL (empty, pending, unknown).
 
     Raises:
         ValueError: A value is none of these. The message begins with `where` and names the row, not the value: a wrong
             column may hold a name.
     """
-    labels: list[int | None] = []
-    for row, value in enumerate(values, 1):
-        text = (value or "").strip().lower().removesuffix(".0")
-        if text not in _CLASSES and text not in _UNKNOWN:
-            raise ValueError(
-                f"{where}: row {row}: the label is none of 1, 0, PNEUMONIA, NORMAL, true, false, pending or empty"
-            )
-        labels.append(_CLASSES.get(text))
-    return labels
+    spelled = cells.combine_chunks().dictionary_encode()
+    texts = [text.strip().lower().removesuffix(".0") for text in spelled.dictionary.to_pylist()]
+    wrong = [place for place, text in enumerate(texts) if text not in _CLASSES and text not in _UNKNOWN]
+    if wrong:
+        row = pc.index(pc.is_in(spelled.indices, pa.array(wrong, spelled.indices.type)), True).as_py() + 1
+        raise ValueError(
+            f"{where}: row {row}: the label is none of 1, 0, PNEUMONIA, NORMAL, true, false, pending or empty"
+        )
+    classes = pa.array([_CLASSES.get(text) for text in texts], pa.int8())
+    return pa.chunked_array([classes.take(spelled.indices)])
 
 
 def subgroup_columns(names: Iterable[str]) -> list[str]:

@@ -65,7 +65,7 @@ class LabelTable:
             and bool(pc.any(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(table[self.key]), ""), "")).as_py())
         )
         """Some rows name accessions, studies or instances, which only an evaluation can join."""
-        columns = {"label": _classes(table[label_column], f"archive.labels: {config.labels}")}
+        columns = {"label": tables.parse_labels(table[label_column], f"archive.labels: {config.labels}")}
         if config.patient_column in table.column_names:
             # Hashed, it is what a DICOM file's PatientID becomes.
             patient = pc.utf8_trim_whitespace(table[config.patient_column])
@@ -95,14 +95,3 @@ class LabelTable:
             rows = pc.coalesce(rows, by_name)
         known = self._columns.take(rows)
         return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}
-
-
-def _classes(column: pa.ChunkedArray, where: str) -> pa.Array:
-    """Reads the classes of a column, of which there are few different texts."""
-    different = pc.unique(column)
-    try:
-        classes = tables.parse_labels(different.to_pylist(), where)
-    except ValueError:
-        classes = []
-        tables.parse_labels(column.to_pylist(), where)  # which names the row
-    return pa.array(classes, pa.int8()).take(pc.index_in(column, different).combine_chunks())

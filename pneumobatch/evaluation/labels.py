@@ -107,7 +107,7 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
     """
     table = storage.read_cells(uri)
     kinds, label = _columns(table, archive, uri)
-    labels = _parsed(table[label], uri)
+    labels = tables.parse_labels(table[label], uri)
     # A finding that was appended to a table where it had been pending: what is known comes first.
     order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
     table, labels = table.take(order), labels.take(order)
@@ -147,16 +147,6 @@ def _columns(table: pa.Table, archive: Archive, uri: str) -> tuple[list[str], st
     if archive.key_column is not None:
         return [key], label
     return [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names], label
-
-
-def _parsed(cells: pa.ChunkedArray, uri: str) -> pa.ChunkedArray:
-    spelled = cells.combine_chunks().dictionary_encode()
-    try:
-        classes = tables.parse_labels(spelled.dictionary.to_pylist(), uri)
-    except ValueError:
-        tables.parse_labels(cells.to_pylist(), uri)  # raises, with the row of the file
-        raise
-    return pa.chunked_array([pa.array(classes, pa.int8()).take(spelled.indices)])
 
 
 def _check_key(named: pa.ChunkedArray, table: pa.Table, kinds: list[str], uri: str) -> None:
