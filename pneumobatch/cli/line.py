@@ -1,7 +1,6 @@
 """One command line: parsed, checked against its job file, run, and its errors told."""
 
 import difflib
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +42,8 @@ def run(arguments: list[str]) -> int:
     arguments = _with_joined_booleans(arguments)
     source = ""
     try:
-        if (word := _job_word(arguments)) is not None:
-            path = Path(word)
+        app.config = None
+        if (path := _job_file(arguments)) is not None:
             data = read_job(path)
             _unknown(data, Job, "", path)
             source = f"{path}: "
@@ -55,8 +54,6 @@ def run(arguments: list[str]) -> int:
             for name in reversed(arguments[: 2 if arguments[0] == "submit" else 1]):
                 read = {name: read}
             app.config = cyclopts.config.Dict(read, source=str(path))
-        else:
-            app.config = None
         code = app(arguments)
     except cyclopts.ValidationError as error:
         cause = error.__cause__ or error.__context__
@@ -88,14 +85,11 @@ def run(arguments: list[str]) -> int:
     return 2
 
 
-def _job_word(arguments: list[str]) -> str | None:
-    """The word of a command line that names the job file: the first after the verb, and after `verify RUN`."""
-    place = 2 if arguments[:1] in (["verify"], ["submit"]) else 1
-    words = arguments[1 : place + 1]
-    if len(words) < place or any(word.startswith("-") for word in words):
-        return None
-    function = _function(arguments)
-    return words[-1] if function and "job_file" in inspect.signature(function).parameters else None
+def _job_file(arguments: list[str]) -> Path | None:
+    """The job file that a command line names, wherever it stands."""
+    _, bound, _ = app.parse_args(arguments)
+    file: Path | None = bound.arguments.get("job_file")
+    return file
 
 
 def _function(arguments: list[str]) -> Callable[..., Any] | None:
