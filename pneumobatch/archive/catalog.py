@@ -128,16 +128,17 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
             no extension, a table of images) may be DICOM, and its folders name patients as well as it does.
 
     Returns:
-        The same rows. A patient known from Kermany's public file names stays; one from a label table becomes a hash
-        under the site's key, the one that a DICOM file's PatientID has, or NULL where the environment has no key (an
-        unkeyed hash could be looked up).
+        The same rows. A patient known from Kermany's public file names stays for JPEG and PNG, and is NULL for what may
+        be DICOM, which states its own; one from a label table becomes a hash under the site's key, the one that a DICOM
+        file's PatientID has, or NULL where the environment has no key (an unkeyed hash could be looked up).
     """
+    pictures = tables.known_pictures(catalog["format"])
     if keep_uri is None:
-        keep_uri = bool(pc.all(tables.known_pictures(catalog["format"])).as_py())
+        keep_uri = bool(pc.all(pictures).as_py())
     patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
-    public = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
-    hidden = keyed_hashes(pc.if_else(public, None, patient)) if has_key() else missing
-    catalog = _replaced(catalog, "patient", pc.if_else(public, patient, hidden))
+    named = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
+    hidden = keyed_hashes(pc.if_else(named, None, patient)) if has_key() else missing
+    catalog = _replaced(catalog, "patient", pc.if_else(pc.and_(pictures, named), patient, hidden))
     return catalog if keep_uri else _replaced(catalog, "uri", missing)
 
 

@@ -20,7 +20,8 @@ def from_paths(paths: pa.ChunkedArray, patients: str) -> dict[str, pa.ChunkedArr
 
     Args:
         paths: Paths below the archive.
-        patients: archive.patients.
+        patients: archive.patients; `auto` reads normal films only below NORMAL/, as exports of viewers are called
+            `IM-0001-0001` as well, whoever the patient is.
 
     Returns:
         `label`, `patient`, and `etiology` where any is known.
@@ -30,7 +31,10 @@ def from_paths(paths: pa.ChunkedArray, patients: str) -> dict[str, pa.ChunkedArr
     if patients == "none":
         return known | {"patient": pa.chunked_array([pa.nulls(len(paths), pa.string())])}
     # The bare number is reused across etiologies, so both make the key.
-    patient = pc.coalesce(_group(paths, _KERMANY_SICK, "patient"), _group(paths, _KERMANY_NORMAL, "patient"))
+    sick, well = _group(paths, _KERMANY_SICK, "patient"), _group(paths, _KERMANY_NORMAL, "patient")
+    if patients == "auto":
+        well = pc.if_else(pc.equal(folder, "normal"), well, None)
+    patient = pc.coalesce(sick, well)
     known["patient"] = pc.binary_join_element_wise("kermany:", patient, "")
     cause = _group(paths, _KERMANY_SICK, "cause")
     if cause.null_count < len(cause):

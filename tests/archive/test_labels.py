@@ -118,11 +118,25 @@ def test_class_folders_and_kermany_names_column_by_column() -> None:
         "NORMAL/IM-01\n-0001.jpeg": (0, None, None),
         "NORMAL\n/normal/IM-01-0001.jpeg": (0, "kermany:IM-01", None),
         "PNEUMONIA/xperson1_bacteria_1.png": (1, None, None),
+        "Doe/IM-0001-0001.jpeg": (None, None, None),  # any viewer's export
     }
     known = from_paths(pa.chunked_array([list(cases)]), "auto")
     rows = zip(*(known[name].to_pylist() for name in ("label", "patient", "etiology")), strict=True)
     assert dict(zip(cases, rows, strict=True)) == cases
     assert from_paths(pa.chunked_array([list(cases)]), "none")["patient"].null_count == len(cases)
+    assert from_paths(pa.chunked_array([list(cases)]), "kermany")["patient"].to_pylist()[-1] == "kermany:IM-0001"
+
+
+def test_only_pictures_name_kermanys_patients_in_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "NORMAL").mkdir()
+    for name in ("IM-0001-0001.png", "IM-4711023-1.dcm", "IM-0002-0001"):
+        (tmp_path / "NORMAL" / name).write_bytes(b"")
+    table = catalog.build(Archive(uri=str(tmp_path)))
+    assert table["patient"].null_count == 0
+    written = catalog.publishable(table).to_pylist()
+    assert sorted((row["format"] or "", row["patient"]) for row in written) == [
+        ("", None), ("dicom", None), ("png", "kermany:IM-0001")
+    ]  # fmt: skip
 
 
 KEYS = ["a/b.png", "a/c.png", "b.png", "c", "b", "id-of-a/b.png", "elsewhere"]
