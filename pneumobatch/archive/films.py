@@ -97,11 +97,12 @@ class FilmDecoder:
         """Decodes one film: the columns of its row, and its picture."""
         if isinstance(loaded, Reason):
             return _failed(loaded)
-        found = {"sha256": hashlib.sha256(loaded).hexdigest()}
+        found: dict[str, Any] = {"sha256": hashlib.sha256(loaded).hexdigest()}
         try:
             film = decode(loaded, item, self.size, max_pixels=self.max_pixels, gate=self.gate, ages=self.ages)
         except DomainError as error:
-            return sandbox.Answer({**found, **error.facts, "status": Status.REJECTED, "reason": error.rule})
+            found |= {"format": _kind(loaded), "status": Status.REJECTED, "reason": error.rule}
+            return sandbox.Answer({**error.facts, **found})
         except DecodeError as error:
             film, reason = None, error.reason
         if film is None:

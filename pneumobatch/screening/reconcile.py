@@ -148,7 +148,7 @@ def predictions(
         part = places.slice(start, ROW_GROUP)
         listed, found = catalogue.slice(start, ROW_GROUP), rows.take(part.staged)
         copied, tried = pc.is_valid(part.original), pc.is_valid(found["status"])
-        kind = pc.if_else(part.read, found["format"], listed["format"])
+        kind, known = found["format"], pc.coalesce(found["format"], listed["format"])
         probability = pc.if_else(copied, None, found["probability"])
         computed = {
             "status": pc.if_else(copied, str(Status.DUPLICATE), pc.coalesce(found["status"], str(Status.FAILED))),
@@ -156,10 +156,10 @@ def predictions(
             "duplicate_of": ids.take(part.original),
             "version": pc.coalesce(found["version"], listed["version"]),
             "patient": pc.coalesce(listed["patient"], found["patient"]),
-            "format": kind,
+            "format": pc.if_else(part.read, kind, known),
             "probability": probability,
             "predicted_label": pc.greater_equal(probability, constants["threshold"]),
-            "uri": None if uris is None else _publishable(uris.take(part.film), kind, certain=keep_uri is True),
+            "uri": None if uris is None else _publishable(uris.take(part.film), known, certain=keep_uri is True),
             **{name: pa.repeat(value, len(listed)) for name, value in constants.items()},
         }
         if band:
@@ -181,10 +181,12 @@ def _publishable(uris: pa.Array, kind: pa.ChunkedArray, *, certain: bool) -> pa.
 
 
 def _shaped(computed: Mapping[str, Any], sources: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """The schema's columns: the computed one, else that of the first table which has it, else NULL."""
-    columns = []
-    for field in schema:
-        source = next((table for table in sources if field.name in table.column_names), None)
-        column = computed.get(field.name, source[field.name] if source else None)
-        columns.append(pa.nulls(len(sources[0]), field.type) if column is None else column.cast(field.type))
-    return pa.table(columns, schema=schema)
+    """The schema's columns: the computed one, else what the first table knows of each image, else NULL."""
+
+    def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
+        if (made := computed.get(field.name)) is not None:
+            return made.cast(field.type)
+        known = [table[field.name].cast(field.type) for table in sources if field.name in table.column_names]
+        return pc.coalesce(*known) if known else pa.nulls(len(sources[0]), field.type)
+
+    return pa.table([column(field) for field in schema], schema=schema)
