@@ -101,6 +101,11 @@ def object_store_bytes(config: Cluster) -> int:
     return min(machine_memory() // 4, 8 * 2**30)
 
 
+def attached(config: Cluster) -> bool:
+    """Whether `engine` attaches to a cluster: by cluster.address, or because the environment names one."""
+    return bool(config.address or os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
 def engine(config: Cluster) -> Iterator[Resources]:
     """Starts the local engine or attaches to a cluster, and stops or leaves it at the end.
