@@ -42,11 +42,11 @@ def unfinished(output: str) -> list[dict[str, Any]]:
     return sorted(pins, key=lambda pin: str(pin["started_at"]))
 
 
-def nights(output: str, series: str) -> list[dict[str, Any]]:
-    """Reads the records of the published nights of a series (`runs.series`), oldest first."""
+def nights(records: Sequence[dict[str, Any]], series: str) -> list[dict[str, Any]]:
+    """Returns those of published records that are nights of a series (`runs.series`)."""
     return [
         record
-        for record in published(output)
+        for record in records
         if record["run_id"].endswith(series) and record.get("config", {}).get("screening", {}).get("nightly")
     ]
 

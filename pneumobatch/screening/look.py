@@ -47,7 +47,9 @@ class Look:
         precision = (record.get("plan") or {}).get("precision", "fp32")
         if precision == "int8" and (device != "cpu" or not computes_int8()):
             precision = hardware_precision(device)  # the run was scored on other hardware
-        self.scorer = Scorer(Plan(bundle.uri, BATCH[device], precision, False, device, cluster.machine_cpus()))
+        self.scorer = Scorer(
+            Plan(bundle.uri, self.bundle.model_id, BATCH[device], precision, False, device, cluster.machine_cpus())
+        )
 
     def network(self) -> Classifier:
         """The bundle's network, in fp32 on the CPU."""

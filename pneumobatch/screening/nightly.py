@@ -14,7 +14,7 @@ from pneumobatch.evaluation.labels import require_joinable
 from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
-from pneumobatch.screening import lease, ledger, runs
+from pneumobatch.screening import gauges, lease, ledger, runs
 from pneumobatch.screening.explain import explain
 from pneumobatch.screening.pipeline import already, finish
 from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series
@@ -40,10 +40,10 @@ def night(job: Job) -> Night:
     """
     uri = bundles.locate(job.screening.bundle)
     bundle = bundles.load(uri)
-    name = f"nightly-{series(job, bundle)}"
-    with lease.hold(job.output.uri, name) as held:
-        nights = ledger.nights(job.output.uri, series(job, bundle))
-        _check_site_key(nights)
+    # Of the model alone: a night that spells the archive in another way takes the same films.
+    with lease.hold(job.output.uri, f"nightly-{bundle.model_id}") as held:
+        published = ledger.published(job.output.uri)
+        _check_site_key(published)
         films = catalog.build(job.archive, growing=True)
         require_joinable(films, job)
         tonight = _tonight(job, bundle)
@@ -55,17 +55,20 @@ def night(job: Job) -> Night:
             except (OverBudgetError, NoWorkerError) as error:  # it must not stop the nights after it
                 say(f"not published: {error}")
                 unpublished.append(str(error))
+        nights = ledger.nights(published, series(job, bundle))
         result = _evaluated(job, [*ledger.not_evaluated(job.output.uri, nights), *records])
+    if result and result.drift is not None:
+        gauges.drift(job.cluster, result.drift)
     return Night(records, result, unpublished)
 
 
-def _check_site_key(nights: list[dict[str, Any]]) -> None:
-    """Refuses a night under another site key than those before it, which knew every film by other ids.
+def _check_site_key(published: list[dict[str, Any]]) -> None:
+    """Refuses a night under another site key than the output's last run, which knew every film by other ids.
 
     Raises:
         ValueError: It is another key, or none.
     """
-    known = [night for night in nights if "site_key" in night]
+    known = [record for record in published if "site_key" in record]
     if known and known[-1]["site_key"] != key_check():
         raise ValueError(
             f"{SITE_KEY} is not what it was when {known[-1]['run_id']} was published, so every film would count as a "

@@ -104,7 +104,8 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
             f"in the last digits, so start it where there are GPUs, or delete {run.staging} to take its films anew"
         )
     wanted = decided(run.job, uri, run.bundle, resources, len(run.catalogue), gpu=gpu)
-    plan = Plan(**run.plan(asdict(wanted)))
+    # What is fixed is the model, not where its bundle lies.
+    plan = Plan(**run.plan(asdict(wanted)) | {"bundle": uri, "model_id": run.bundle.model_id})
     resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
     films = Counter("pneumobatch_films", "Films by status, and by the reason of those without a score.", TAGS)
     first, head, done = 0.0, 0, 0
@@ -197,13 +198,22 @@ def decided(
     """Decides how a run scores where it will score: a cluster's driver may sit on other hardware than its scorers.
 
     Raises:
-        ValueError: The workers have another site key.
+        ValueError: The workers have another site key, or another bundle or none at its place.
         cluster.NoWorkerError: The cluster has no worker of that kind, and none came.
     """
     if resources.local:
         return decide(job.screening, uri, bundle, gpu, images)
 
     def there() -> tuple[Plan, str]:
+        try:
+            found = bundles.load(uri).model_id
+        except ValueError as error:
+            found = str(error)
+        if found != bundle.model_id:
+            raise ValueError(
+                f"screening.bundle: a worker finds another bundle than {bundle.model_id} at {uri} ({found}); it must "
+                "lie on object storage, or below a folder that all nodes mount"
+            )
         return decide(job.screening, uri, bundle, gpu, images), key_check()
 
     task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(there)
@@ -227,7 +237,7 @@ def decide(config: Screening, uri: str, bundle: bundles.Bundle, gpu: bool, image
         compiling = cached or (images >= COMPILE_PAYS_IMAGES and hardware.compiler() is not None)
     if compiling and not hardware.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    return Plan(uri, batch, precision, compiling, device, hardware.THREADS)
+    return Plan(uri, bundle.model_id, batch, precision, compiling, device, hardware.THREADS)
 
 
 def _lineage(job: Job) -> dict[str, Any]:

@@ -171,17 +171,20 @@ class Run:
                 f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
                 f"screening.failure_budget = {screening.failure_budget:.0%} allows; nothing was published. Mend the "
                 "bad films or take them away, or raise the budget (or screening.failures_allowed), and start the same "
-                "run again: what was scored is kept"
+                f"run again: what was scored is kept. To give this run up, delete {self.staging}: a later one takes "
+                "its films"
             )
             storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
             raise OverBudgetError(text)
 
     def _removed(self, found: Predictions) -> int:
-        """Films that failed and are no longer in the archive: they were mended, by taking them away."""
-        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status", "reason"])
-        failed = pc.and_(
-            pc.equal(rows["status"], Status.FAILED.value), pc.invert(pc.is_in(rows["reason"], pa.array(PASSING)))
-        )
+        """Films that failed when they were tried, and are no longer in the archive: mended, by taking them away.
+
+        Those that went before they were tried are none of them: a folder that is not mounted is no mending.
+        """
+        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status"])
+        tried = pc.is_in(rows["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
+        failed = pc.and_(pc.equal(rows["status"], Status.FAILED.value), tried)
         there = pc.is_in(rows["image_id"], self.films["image_id"].combine_chunks())
         return int(pc.sum(pc.and_not(failed, there), min_count=0).as_py())
 

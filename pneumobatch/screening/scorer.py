@@ -17,6 +17,7 @@ class Plan:
     """How a run scores; fixed at its first start, so that a resumed run gives the same probabilities."""
 
     bundle: str
+    model_id: str
     batch_size: int
     precision: Precision
     compile: bool
@@ -39,6 +40,11 @@ class Scorer:
         torch.set_num_threads(plan.threads)
         self.plan = plan
         self.bundle = bundles.load(plan.bundle)
+        if self.bundle.model_id != plan.model_id:  # it was replaced since the run began
+            raise ValueError(
+                f"screening.bundle: {plan.bundle} holds {self.bundle.model_id} by now, and the run is one of "
+                f"{plan.model_id}; give the place of that bundle"
+            )
         device = torch.device(plan.device)
         if plan.compile:
             self.logits = scoring.compiled(plan.bundle, self.bundle, plan.precision, plan.batch_size, device)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pneumobatch import cluster, storage
 from pneumobatch.archive import catalog, phantoms
-from pneumobatch.config import Job
+from pneumobatch.config import Archive, Job
 from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
 from pneumobatch.screening import ledger, pipeline, runs
@@ -138,7 +138,7 @@ def test_a_night_of_gpus_that_are_gone_does_not_stop_the_next(
     today = job(tmp_path, bundle_uri)
     left = runs.Run(today, bundles.load(bundle_uri))
     left.begin(catalog.build(today.archive))
-    left.plan(dataclasses.asdict(Plan(bundle_uri, 8, "bf16", False, "cuda", 1)))
+    left.plan(dataclasses.asdict(Plan(bundle_uri, left.bundle.model_id, 8, "bf16", False, "cuda", 1)))
     calendar(2)
     write(tmp_path / "in", "1.png", 1)
     going = night(today)
@@ -183,11 +183,15 @@ def test_a_bad_film_that_is_taken_away_no_longer_holds_up_its_night(
 ) -> None:
     write(tmp_path / "in", "0.png", 0)
     (tmp_path / "in" / "bad.png").write_bytes(b"no film")
-    assert night(job(tmp_path, bundle_uri)).unpublished
+    (tmp_path / "in" / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    (text,) = night(job(tmp_path, bundle_uri, failures_allowed=0)).unpublished
+    assert "missing 1" in text and f"delete {tmp_path / 'out' / '_staging'}" in text
+    (tmp_path / "in" / "dangling.png").unlink()
+    assert night(job(tmp_path, bundle_uri, failures_allowed=0)).unpublished
     (tmp_path / "in" / "bad.png").unlink()
-    mended = night(job(tmp_path, bundle_uri))
+    mended = night(job(tmp_path, bundle_uri, failures_allowed=0))
     assert mended.unpublished == []
-    assert Counter(row["status"] for row in rows(tmp_path, mended.records[-1])) == {"scored": 1, "failed": 1}
+    assert Counter(row["status"] for row in rows(tmp_path, mended.records[-1])) == {"scored": 1, "failed": 2}
 
 
 def test_a_changed_configuration_has_a_run_of_its_own_on_the_same_date(
@@ -215,8 +219,10 @@ def test_a_night_under_another_site_key_is_refused(
     calendar(2)
     for other in ("", "another"):
         monkeypatch.setenv(SITE_KEY, other)
-        with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was"):
-            night(job(tmp_path, bundle_uri))
+        for archive in (tmp_path / "in", f"file://{tmp_path / 'in'}"):  # the same films, whatever it is called
+            again = job(tmp_path, bundle_uri).model_copy(update={"archive": Archive(uri=str(archive))})
+            with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was"):
+                night(again)
     monkeypatch.setenv(SITE_KEY, "the key")
     assert night(job(tmp_path, bundle_uri)).records[-1]["counts"]["catalogued"] == 0
 

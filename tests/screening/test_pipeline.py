@@ -27,6 +27,7 @@ from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
 from pneumobatch.screening import pipeline
 from pneumobatch.screening.pipeline import screen
+from pneumobatch.screening.scorer import Plan, Scorer
 
 pytestmark = pytest.mark.engine
 Make = Callable[..., bundles.Bundle]
@@ -82,6 +83,51 @@ def test_a_finished_run_does_nothing_and_another_model_may_not_take_its_name(
         screen(job(films, str(tmp_path / "other"), tmp_path))
     with pytest.raises(ValueError, match="another configuration"):
         screen(job(films, bundle_uri, tmp_path, batch_size=7))
+
+
+def test_a_run_is_taken_up_with_its_model_wherever_that_lies_by_now(
+    engine: cluster.Resources, films: Path, tmp_path: Path, make_bundle: Make
+) -> None:
+    place, moved = tmp_path / "bundle", tmp_path / "moved"
+    make_bundle(str(place), seed=1)
+    undisturbed = screen(job(films, str(place), tmp_path / "whole"))
+    with pytest.raises(RuntimeError, match="images failed"):
+        screen(job(films, str(place), tmp_path, failure_budget=0.0))
+    for part in (tmp_path / "_staging" / "run" / "parts").iterdir():  # all is to be scored again
+        part.unlink()
+    place.rename(moved)
+    make_bundle(str(place), seed=2)
+    record = screen(job(films, str(moved), tmp_path))
+    assert record["images_this_start"] == record["counts"]["catalogued"]
+    scores = [published(*run)["probability"] for run in ((tmp_path, record), (tmp_path / "whole", undisturbed))]
+    assert scores[0].equals(scores[1])
+    with pytest.raises(ValueError, match=f"holds {bundles.load(str(place)).model_id} by now, and the run is one of"):
+        Scorer(Plan(str(place), record["model_id"], 8, "fp32", False, "cpu", 1))
+
+
+def test_paths_stay_where_all_are_pictures_and_leave_none_beside_dicom(
+    engine: cluster.Resources, shared: Path, bundle_uri: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "in" / "DOE_JANE"
+    archive.mkdir(parents=True)
+    Image.fromarray(np.zeros((96, 96), np.uint8)).save(archive / "blank.png")
+    (archive / "empty.png").write_bytes(b"")
+    (archive / "page.png").write_bytes(b"<html></html>")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label,sex\nDOE_JANE/blank.png,0,F\n")
+    known = job(tmp_path / "in", bundle_uri, tmp_path, failures_allowed=3)
+    known = known.model_copy(update={"archive": known.archive.model_copy(update={"labels": str(labels)})})
+    rows = {row["reason"]: row for row in published(tmp_path, screen(known)).to_pylist()}
+    assert {reason: row["format"] for reason, row in rows.items()} == {
+        "blank": "png", "empty": None, "html_page": None
+    }  # fmt: skip
+    assert all(row["uri"] for row in rows.values())
+    assert rows["blank"]["sex"] == "F"  # the table's, where the film states none
+    shutil.copy(shared / "dicom" / "nema-cr-hip-j2k.dcm", archive / "IM0001")  # rejected, and named by nothing
+    beside = job(tmp_path / "in", bundle_uri, tmp_path, failures_allowed=3, run_id="beside")
+    table = published(tmp_path, screen(beside))
+    assert {"body_part", "blank"} <= set(table["reason"].to_pylist())
+    assert table["uri"].null_count == len(table) == 4
 
 
 def test_the_failure_budget_fails_the_run_and_keeps_what_was_scored(
