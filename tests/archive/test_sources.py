@@ -1,5 +1,6 @@
 """Archives of Parquet: images in rows, and manifests of paths."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,14 +123,18 @@ def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> N
     assert "DOE" not in str(caught.value)
 
 
-def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [4, 40])
+def test_rows_of_parquet_are_read_some_at_a_time(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [bytes([i]) * 1000 for i in range(40)]
-    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=4, compression="none")
-    monkeypatch.setattr(fetch, "CACHE_BYTES", 10_000)
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=rows, compression="none")
+    monkeypatch.setattr(fetch, "WINDOW_BYTES", 10_000)
     fetch.forget()
     uris = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))["uri"].to_pylist()
-    assert list(fetch.fetch_many(uris)) == images
-    assert sum(values.nbytes for values in fetch._row_groups._kept.values()) <= 10_000
+    for uri, image in zip(uris, images, strict=True):
+        assert fetch.fetch(uri) == image
+        assert fetch._window._rows.nbytes <= 11_000
+    assert list(fetch.fetch_many(uris[::-1])) == images[::-1]
+    assert sorted(reversed(uris), key=fetch.in_file) == uris
     assert isinstance(fetch.fetch(uris[0], limit=999), storage.TooLargeError)
     assert fetch.fetch(uris[0], limit=1000) == images[0]
     assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#bytes#40"), OSError)
@@ -141,6 +146,18 @@ def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatc
     table = catalog.find_duplicates(catalog.build(Archive(uri=str(tmp_path / "films.parquet"))))
     ids = table["image_id"].to_pylist()
     assert table["duplicate_of"].to_pylist() == [None, None, ids[0], None, ids[1], ids[0]]
+
+
+def test_a_row_group_larger_than_memory_is_read_in_parts(tmp_path: Path) -> None:
+    images = [os.urandom(100_000) for _ in range(400)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", write_batch_size=4, use_dictionary=False)
+    assert pq.ParquetFile(tmp_path / "films.parquet").num_row_groups == 1
+    fetch.forget()
+    before = pa.total_allocated_bytes()
+    for row in range(0, 400, 3):
+        assert fetch.fetch(f"{tmp_path}/films.parquet#bytes#{row}") == images[row]
+        assert pa.total_allocated_bytes() - before < 20_000_000  # of 40 MB
+    fetch.forget()
 
 
 def test_a_file_named_like_a_row_is_a_file(tmp_path: Path) -> None:
