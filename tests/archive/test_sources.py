@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,7 +114,6 @@ def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
         ("path\nx\n", "neither a column 'bytes'"),
         ("uri\nDOE,2\n", "no readable CSV"),
         ("", "no readable CSV"),
-        ("uri,size\nDOE,large\n", "no readable CSV"),
     ],
 )
 def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -121,6 +121,25 @@ def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=message) as caught:
         catalog.build(Archive(uri=str(tmp_path / "m.csv")))
     assert "DOE" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"size": ["1024x768", "3"]},
+        {"size": [[1024, 768], [3, 3]], "etag": [[1], [2]]},
+        {"size": [1.5, 2.5], "etag": [7, 8]},
+        {"size": [b"\xff", b"3"], "etag": [b"\xff", None]},
+    ],
+)
+def test_a_size_that_is_none_is_not_taken(columns: dict[str, list[Any]], s3: str, tmp_path: Path) -> None:
+    uris = [f"{s3}/a.png", f"{s3}/b.png"]
+    pq.write_table(pa.table({"uri": uris, **columns}), tmp_path / "m.parquet")
+    lines = "".join(f'{uri},"{size}"\n' for uri, size in zip(uris, columns["size"], strict=True))
+    (tmp_path / "m.csv").write_text(f"uri,size\n{lines}")
+    for name in ("m.parquet", "m.csv"):
+        table = catalog.build(Archive(uri=str(tmp_path / name), roots=(s3,)))
+        assert len(table) == table["bytes"].null_count == table["version"].null_count == 2
 
 
 @pytest.mark.parametrize("rows", [4, 40])
@@ -134,7 +153,7 @@ def test_rows_of_parquet_are_read_some_at_a_time(rows: int, tmp_path: Path, monk
         assert fetch.fetch(uri) == image
         assert fetch._window._rows.nbytes <= 11_000
     assert list(fetch.fetch_many(uris[::-1])) == images[::-1]
-    assert sorted(reversed(uris), key=fetch.in_file) == uris
+    assert sorted([uris[11], uris[2], uris[10]], key=fetch.in_file) == [uris[2], uris[10], uris[11]]
     assert isinstance(fetch.fetch(uris[0], limit=999), storage.TooLargeError)
     assert fetch.fetch(uris[0], limit=1000) == images[0]
     assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#bytes#40"), OSError)
