@@ -45,6 +45,13 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
         catalog.build(Archive(uri=str(folder), labels=str(labels)))
 
 
+@pytest.mark.parametrize("name", ["version", "uri", "patient", "label", "age_years", "probability", "width"])
+def test_a_subgroup_replaces_no_column(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(f"path,label,{name}\nother.png,1,7\n".replace("label,label", "label,x"))
+    with pytest.raises(ValueError, match=f"archive.subgroups: {name} is a column of the results themselves"):
+        catalog.build(Archive(uri=str(folder), labels=str(tmp_path / "labels.csv"), subgroups=("sex", name)))
+
+
 def test_columns_that_are_no_text_are_left_out(folder: Path, tmp_path: Path) -> None:
     columns = {
         "uri": [b"other.png"],
