@@ -27,6 +27,12 @@ def _absolute(uri: str) -> str:
 Uri = Annotated[str, AfterValidator(_absolute)]
 
 
+def _plain(uri: str) -> str:
+    """A path or URI in the one way in which places are compared."""
+    path = uri.removeprefix("file://")
+    return (path if "://" in path else os.path.abspath(path)).rstrip("/")  # noqa: PTH100 - links are names
+
+
 class Section(BaseModel):
     """A frozen section of a job file that knows only its own keys."""
 
@@ -226,7 +232,7 @@ class Gate(Section):
     views: tuple[str, ...] = ("PA", "AP")
     """Accepted view positions; an absent one is accepted."""
     allow_any_age: bool = False
-    """Score patients outside the bundle's validated ages instead of rejecting them."""
+    """Score patients outside the bundle's validated ages, or of an unreadable age, instead of rejecting them."""
     pixel_check: bool = True
     """Reject blank, inverted and non-X-ray pictures."""
 
@@ -444,15 +450,15 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _output_apart(self) -> Self:
-        if (
-            self.screening.nightly
-            and self.archive.uri
-            and self.output.uri.startswith(f"{self.archive.uri.rstrip('/')}/")
-        ):
-            raise ValueError(
-                "output.uri: lies below archive.uri, so that the next night would take what this one writes for films; "
-                "give a folder beside it"
-            )
+        if not self.screening.nightly:
+            return self
+        places = {"archive.uri": (self.archive.uri,), "archive.roots": self.archive.roots}
+        for key, uris in places.items():
+            if any(uri and f"{_plain(self.output.uri)}/".startswith(f"{_plain(uri)}/") for uri in uris):
+                raise ValueError(
+                    f"output.uri: is or lies below {key}, so that the next night would take what this one writes for "
+                    "films; give a folder beside it"
+                )
         return self
 
 

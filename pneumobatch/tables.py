@@ -144,6 +144,20 @@ def subgroup_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _FIXED or name in {"sex", "view", "manufacturer"}]
 
 
+def wanted_subgroups(names: Sequence[str]) -> Sequence[str]:
+    """Returns archive.subgroups.
+
+    Raises:
+        ValueError: One is the name of a column that every table has, which the label table's would replace.
+    """
+    if taken := [name for name in names if name not in subgroup_columns(names)]:
+        raise ValueError(
+            f"archive.subgroups: {', '.join(taken)} is a column of the results themselves; give the column of the "
+            "label table another name"
+        )
+    return names
+
+
 def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Gives a table of this or an older schema version the columns of `schema`, in its order.
 

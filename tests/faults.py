@@ -48,6 +48,8 @@ class Rule:
     """Only the nth request that fits, counted from 1."""
     seconds: float = 0.0
     status: int = 503
+    body: bytes = _SLOW_DOWN
+    """What a `status` comes with, but for HEAD."""
     seen: int = field(default=0, init=False)
 
     def fires(self, method: str, target: str, dice: random.Random) -> bool:
@@ -157,9 +159,9 @@ class FaultProxy:
             return await self._answer(writer, await self._forward(method, head, body))
         self.injected[rule.fault] += 1
         if rule.fault == "status":
-            length = b"" if method == "HEAD" else _SLOW_DOWN
-            header = f"HTTP/1.1 {rule.status} Injected\r\nContent-Length: {len(length)}\r\n\r\n".encode()
-            return await self._answer(writer, header + length)
+            told = b"" if method == "HEAD" else rule.body
+            header = f"HTTP/1.1 {rule.status} Injected\r\nContent-Length: {len(told)}\r\n\r\n".encode()
+            return await self._answer(writer, header + told)
         if rule.fault == "reset":
             writer.transport.abort()
             return False

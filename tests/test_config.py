@@ -63,11 +63,32 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
         Job.model_validate({"archive": {"uri": ""}})
 
 
-def test_a_night_does_not_write_into_its_archive() -> None:
-    nightly: dict[str, object] = {"screening": {"nightly": True}, "archive": {"uri": "s3://a/films/"}}
-    with pytest.raises(ValueError, match="below archive.uri"):
-        Job.model_validate(nightly | {"output": {"uri": "s3://a/films/out"}})
-    Job.model_validate(nightly | {"output": {"uri": "s3://a/films-out"}})
+@pytest.mark.parametrize(
+    ("archive", "output", "key"),
+    [
+        ({"uri": "s3://a/films/"}, "s3://a/films/out", "archive.uri"),
+        ({"uri": "s3://a/films/"}, "s3://a/films", "archive.uri"),
+        ({"uri": "s3://a"}, "s3://a/out", "archive.uri"),
+        ({"uri": "file:///d/films"}, "/d/films/out", "archive.uri"),
+        ({"uri": "/d/films"}, "file:///d/x/../films/out", "archive.uri"),
+        ({"uri": "/d/films"}, "/d//films/", "archive.uri"),
+        ({"uri": "/"}, "/d/out", "archive.uri"),
+        ({"uri": "s3://i/manifest.json", "roots": ["s3://x", "s3://a/chest"]}, "s3://a/chest/out", "archive.roots"),
+        ({"uri": "s3://a/films/"}, "s3://a/films-out", None),
+        ({"uri": "s3://a/films/"}, "s3://a", None),
+        ({"uri": "/d/films"}, "/d/films-out", None),
+        ({"uri": "/d/films"}, "s3://d/films", None),
+        ({"uri": "s3://i/manifest.json", "roots": ["s3://a/chest"]}, "s3://a/chest-out", None),
+    ],
+)
+def test_a_night_does_not_write_into_its_archive(archive: dict[str, object], output: str, key: str | None) -> None:
+    job: dict[str, object] = {"archive": archive, "output": {"uri": output}}
+    Job.model_validate(job)
+    if key is None:
+        Job.model_validate(job | {"screening": {"nightly": True}})
+        return
+    with pytest.raises(ValueError, match=f"output.uri: is or lies below {key}"):
+        Job.model_validate(job | {"screening": {"nightly": True}})
 
 
 @given(st.integers(1, 50))

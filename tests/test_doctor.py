@@ -1,5 +1,7 @@
 """What `doctor` finds here, and that what it finds wrong is named with its remedy and nothing secret."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,17 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path}/file/below cannot be written" in text
     assert "→ give another output.uri" in text
     assert "not healthy: output.uri; 1 problems" in text
+
+
+def test_a_disk_that_nothing_can_be_published_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    problems = list(trials.places(Job.model_validate({"output": {"uri": str(tmp_path / "out")}})))
+    assert "has no hard links" in problems[0].text
+    assert problems[0].state == "problem"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_probe_takes_nothing_with_it(tmp_path: Path) -> None:

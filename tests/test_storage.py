@@ -1,8 +1,9 @@
 """Storage: the same behaviour on a local folder, on S3 (moto, and Ceph where it is installed) and through fsspec."""
 
+import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,9 +133,13 @@ def test_links_are_listed_and_circles_end(tmp_path: Path) -> None:
     (tmp_path / "archive" / "films").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "round").symlink_to(tmp_path / "archive")
     (tmp_path / "archive" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "archive" / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "archive" / "pipe")
     found = {file.path for file in storage.list_files(str(tmp_path / "archive"))}
-    assert found == {"films/a.png", "gone.png"}
+    assert found == {"films/a.png", "gone.png", "loop"}
+    for name in ("gone.png", "loop"):
+        with pytest.raises(FileNotFoundError):
+            storage.read_bytes(str(tmp_path / "archive" / name))
 
 
 def test_a_name_that_is_no_text_does_not_stop_a_listing(tmp_path: Path) -> None:
@@ -148,6 +153,27 @@ def test_a_local_write_leaves_no_draft(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "d" / "x"), b"1")
     storage.create_bytes(str(tmp_path / "d" / "y"), b"1")
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["x", "y"]
+
+
+@pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
+def test_a_folder_that_cannot_be_written_is_named(write: Callable[[str, bytes], object], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(OSError, match=f"^{folder}: cannot be written: .*; .* another output.uri$") as caught:
+            write(str(folder / "x"), b"1")
+        assert caught.value.filename is None  # the console does not take it for a film's
+
+
+def test_a_disk_without_hard_links_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exFAT answers; none is mounted here."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", "a", None, "b")
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(OSError, match=f"^{tmp_path}: its file system has no hard links.* give an output.uri on a disk"):
+        storage.create_bytes(str(tmp_path / "x"), b"1")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- S3
@@ -265,6 +291,9 @@ def proxy(moto: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
 FAULTS = [
     ("status", {"status": 503}),
     ("status", {"status": 500}),
+    ("status", {"status": 404, "body": b"404 page not found\n"}),  # of a load balancer
+    ("status", {"status": 404, "body": b"<html><body>404</body></html>"}),
+    ("status", {"status": 404, "body": b""}),
     ("reset", {}),
     ("lost_reply", {}),
     ("truncate", {}),
@@ -312,6 +341,49 @@ def test_a_store_that_fails_three_times_in_ten(s3: str, proxy: FaultProxy) -> No
         assert list(pool.map(lambda name: storage.read_bytes(f"{s3}/{name}"), names)) == [n.encode() for n in names]
     assert sorted(file.path for file in storage.list_files(s3)) == names
     assert proxy.injected.total() > 20
+
+
+@pytest.mark.parametrize("base", ["s3", "ceph_s3"], indirect=True)
+def test_only_the_store_says_what_is_missing(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load balancer answers for the store for a while: nothing that is there becomes missing by it."""
+    client = boto3.session.Session().client("s3")
+    for name in ("a", "b/c"):
+        client.put_object(Bucket=_bucket(base), Key=f"base/{name}", Body=b"1")
+    with FaultProxy(client.meta.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        for ask, truth in (
+            (lambda: storage.read_bytes(f"{base}/a"), b"1"),
+            (lambda: storage.is_file(f"{base}/a"), True),
+            (lambda: storage.is_folder(f"{base}/b"), True),
+            (lambda: storage.stat(f"{base}/a").size, 1),
+            (lambda: sorted(file.path for file in storage.list_files(base)), ["a", "b/c"]),
+            (lambda: storage.create_bytes(f"{base}/a", b"2"), False),
+            (lambda: storage.open_file(f"{base}/a").read(), b"1"),
+        ):
+            proxy.rules = [Rule("status", status=404, body=b"404 page not found\n", nth=1) for _ in range(3)]
+            assert ask() == truth
+            assert all(rule.seen for rule in proxy.rules)
+        proxy.rules = [Rule("status", status=404, body=b"404 page not found\n")]
+        monkeypatch.setattr(persistence, "PATIENCE", 0.3)
+        for refused in (lambda: storage.is_file(f"{base}/x"), lambda: list(storage.scan(base))):
+            with pytest.raises(OSError, match="404 without the error code of a store") as caught:
+                refused()
+            assert not isinstance(caught.value, FileNotFoundError)
+        proxy.rules = []
+        assert not storage.is_file(f"{base}/x")
+        with pytest.raises(FileNotFoundError, match="no such object"):
+            storage.stat(f"{base}/x")
+
+
+def test_a_bucket_that_goes_during_a_listing_is_no_end_of_it(
+    s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.s3, "PAGE", 10)
+    _put_all(s3, [f"{i:02}" for i in range(25)])
+    gone = b"<?xml version='1.0'?><Error><Code>NoSuchBucket</Code><Message>gone</Message></Error>"
+    proxy.rules = [Rule("status", path="continuation-token", status=404, body=gone)]
+    with pytest.raises(FileNotFoundError, match="no such bucket"):
+        list(storage.scan(s3))
 
 
 def test_an_outage_is_waited_for(s3: str, proxy: FaultProxy) -> None:

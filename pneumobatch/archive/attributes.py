@@ -49,8 +49,8 @@ def allowed(dataset: "Dataset") -> dict[str, str | int]:
         ("photometric", code(dataset, "PhotometricInterpretation"), r"[A-Z0-9_ ]{1,16}"),
     )
     found: dict[str, str | int] = {name: value for name, value, form in codes if re.fullmatch(form, value)}
-    if age := re.fullmatch(r"(\d{1,3})([YMWD]?)", code(dataset, "PatientAge")):
-        found["age_years"] = min(int(int(age[1]) * _DAYS[age[2] or "Y"] / _DAYS["Y"]), 90)
+    if age := re.fullmatch(r"0*(\d{1,3}(?:\.\d*)?) ?([YMWD]?)", code(dataset, "PatientAge")):
+        found["age_years"] = min(int(float(age[1]) * _DAYS[age[2] or "Y"] / _DAYS["Y"]), 90)
     if month := re.fullmatch(r"(\d{4})\.?(0[1-9]|1[0-2])\.?\d\d", code(dataset, "StudyDate")):
         found["study_month"] = f"{month[1]}-{month[2]}"
     if maker := " ".join(

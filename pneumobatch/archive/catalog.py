@@ -34,9 +34,10 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
             instance never is: only an evaluation can join it, with what the files say of themselves.
 
     Raises:
-        ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, or the
-            labels cannot be read.
+        ValueError: The archive is not named, does not exist, holds no image, a manifest leads outside its roots, the
+            labels cannot be read, or a subgroup has the name of another column.
     """
+    wanted = {"label", "patient", *tables.wanted_subgroups(config.subgroups)}
     without: Counter[str] = Counter()
     entries = _sorted(pa.Table.from_batches(sources.entries(config, without), schema=sources.SCHEMA))
     if not len(entries):
@@ -53,6 +54,7 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
     }
     del entries
     known = _known(config, paths, columns["image_id"], growing)
+    known = {name: values for name, values in known.items() if name in wanted}
     del paths
     unknown = pa.nulls(len(columns["image_id"]), pa.string())
     columns |= {
@@ -98,7 +100,7 @@ def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growing: bool) -> dict[str, pa.ChunkedArray]:
-    """Columns `label`, `patient` and one for each subgroup of which anything is known."""
+    """Columns `label`, `patient` and those of which anything is known."""
     known = from_paths(paths, config.patients)
     if config.labels is not None:
         labels = LabelTable(config)
@@ -115,8 +117,7 @@ def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growin
             known["patient"] = pc.coalesce(stated, known["patient"])
         for name, values in table.items():
             known[name] = pc.if_else(found, values, known[name]) if name in known else values
-    wanted = {"label", "patient", *config.subgroups}
-    return {name: values for name, values in known.items() if name in wanted}
+    return known
 
 
 def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:

@@ -92,15 +92,13 @@ def _read(
 
 
 def _ask(gate: Gate, ages: tuple[int, int] | None, dataset: "Dataset", known: Known) -> None:
-    """Asks the domain gate; what is absent is accepted."""
-    body_part, view, age = (
-        attributes.code(dataset, "BodyPartExamined"),
-        attributes.view(dataset),
-        known.get("age_years"),
-    )
+    """Asks the domain gate; what is absent is accepted, and an age that cannot be read is none of those validated."""
+    body_part, view = attributes.code(dataset, "BodyPartExamined"), attributes.view(dataset)
+    age, age_stated = known.get("age_years"), attributes.code(dataset, "PatientAge")
     if body_part and body_part not in gate.body_parts:
         raise DomainError("body_part", known)
     if view and view not in gate.views:
         raise DomainError("view", known)
-    if ages and isinstance(age, int) and not gate.allow_any_age and not ages[0] <= age <= ages[1]:
+    inside = not ages or (isinstance(age, int) and ages[0] <= age <= ages[1])
+    if age_stated and not inside and not gate.allow_any_age:
         raise DomainError("age", known)

@@ -3,7 +3,6 @@
 import re
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -21,18 +20,30 @@ class DamagedError(OSError):
     """What holds the image cannot be read as what it claims to be."""
 
 
-CACHE_BYTES = 256 << 20
-"""Bytes of row groups that are kept for their next rows; the latest is kept, however large it is."""
+WINDOW_ROWS = 64
+"""Most rows of a Parquet archive that are held at a time."""
+WINDOW_BYTES = 64 << 20
+"""Bytes that these rows may hold by the mean size of their row group; one row is held, however large it is."""
+_BUFFER = 8 << 20
+"""Bytes of a Parquet file that are read at a time."""
 
 _ROW = re.compile(r"(?P<file>.*\.parquet)#(?P<column>.*)#(?P<row>\d+)", re.DOTALL)
 
 
-class _RowGroups:
-    """The row groups of Parquet archives that were read last, as Arrow columns: images become bytes one at a time."""
+class _Window:
+    """The rows around the one that was asked for last: a row group may be larger than any memory.
+
+    A row group can only be read from its beginning, so rows are to be asked for in ascending order (`in_file`).
+    """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._group: tuple[str, str, int] | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._first, self._rows = 0, pa.array([], pa.binary())
 
     def cell(self, uri: str, column: str, row: int) -> pa.Scalar:
         """Returns a cell.
@@ -44,22 +55,45 @@ class _RowGroups:
         starts = _group_starts(uri)
         if not 0 <= row < starts[-1]:
             raise IndexError
-        group = bisect_right(starts, row) - 1
-        with self._lock:  # threads that want the same group read it once
-            key = (uri, column, group)
-            if key not in self._kept:
-                with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
-                    self._kept[key] = file.read_row_group(group, columns=[column])[column]
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(values.nbytes for values in self._kept.values()) > CACHE_BYTES:
-                self._kept.popitem(last=False)
-            return self._kept[key][row - starts[group]]
+        number = bisect_right(starts, row) - 1
+        with self._lock:
+            try:
+                return self._reach((uri, column, number), row - starts[number])
+            except BaseException:  # what was read halfway must not be taken for the way to the next rows
+                self._drop()
+                raise
+
+    def _reach(self, group: tuple[str, str, int], row: int) -> pa.Scalar:
+        if group != self._group or row < self._first:
+            self._drop()
+            self._group, self._batches = group, _batches(*group)
+        while row >= self._first + len(self._rows):
+            self._first += len(self._rows)
+            self._rows = self._rows[:0]  # the old rows go before the new ones come
+            batch = next(self._batches, None)
+            if batch is None:
+                raise IndexError
+            self._rows = batch[group[1]]
+        return self._rows[row - self._first]
 
     def clear(self) -> None:
-        self._kept.clear()
+        with self._lock:
+            self._drop()
 
 
-_row_groups = _RowGroups()
+_window = _Window()
+
+
+def _batches(uri: str, column: str, group: int) -> Iterator[pa.RecordBatch]:
+    """Reads a row group some rows at a time, page by page, and never its column as a whole."""
+    with (
+        storage.open_file(uri) as source,
+        pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False) as file,
+    ):
+        about = file.metadata.row_group(group)
+        fitting = about.num_rows * WINDOW_BYTES // max(1, about.total_byte_size)
+        rows = min(max(1, fitting), WINDOW_ROWS)
+        yield from file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +106,7 @@ def _group_starts(uri: str) -> list[int]:
 
 
 def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
-    cell = _row_groups.cell(uri, column, row)
+    cell = _window.cell(uri, column, row)
     if not (
         pa.types.is_binary(cell.type) or pa.types.is_large_binary(cell.type) or pa.types.is_fixed_size_binary(cell.type)
     ):
@@ -84,8 +118,14 @@ def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
 
 def forget() -> None:
     """Drops what is kept of Parquet archives for their next rows."""
-    _row_groups.clear()
+    _window.clear()
     _group_starts.cache_clear()
+
+
+def in_file(uri: str) -> tuple[str, int]:
+    """Sorts images by where they lie: rows of a Parquet archive are read in the order of their file."""
+    found = _ROW.fullmatch(uri)
+    return (found["file"], int(found["row"])) if found else (uri, 0)
 
 
 def fetch(uri: str, limit: int | None = None) -> bytes | OSError:

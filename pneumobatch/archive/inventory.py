@@ -40,7 +40,7 @@ def read(manifest: str, roots: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
         Batches of `path` (below the root that holds it), `uri`, `size` (bytes) and `version` (the entity tag).
 
     Raises:
-        ValueError: It is no inventory, is damaged, has no roots, or an entry is no plain path.
+        ValueError: It is no inventory, is damaged, or has no roots.
     """
     if not roots:
         raise ValueError(

@@ -31,16 +31,12 @@ class Roots:
         """Returns each entry's path below the root that holds it, or NULL where none does.
 
         Args:
-            uris: Absolute paths or URIs.
+            uris: Absolute paths or URIs, none that climbs (..): of `required`, or keys as a store lists them, whose
+                parts . and .. are `storage.hidden` and no way.
 
         Raises:
-            ValueError: An entry climbs (..), is empty or NULL, or is a link that leads out of its root.
+            ValueError: An entry is a link that leads out of its root.
         """
-        if uris.null_count or pc.any(pc.match_substring_regex(uris, _UNSAFE)).as_py():
-            raise ValueError(
-                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, has a "
-                "part . or .. or a control character, or is a row of another table); write plain paths"
-            )
         paths = pa.nulls(len(uris), pa.string())
         for root in self.uris:
             inside = pc.starts_with(uris, f"{root}/")
@@ -56,8 +52,13 @@ class Roots:
         """`below`, where no entry may lie outside.
 
         Raises:
-            ValueError: One does; a manifest must not decide what a job may read.
+            ValueError: One does, or climbs (..), is empty or NULL; a manifest must not decide what a job may read.
         """
+        if uris.null_count or pc.any(pc.match_substring_regex(uris, _UNSAFE)).as_py():
+            raise ValueError(
+                f"archive.uri: an entry of {self.manifest} may lead outside the archive's folder (it is empty, has a "
+                "part . or .. or a control character, or is a row of another table); write plain paths"
+            )
         paths = self.below(uris)
         if paths.null_count:
             raise ValueError(

@@ -137,6 +137,11 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
             names, count = table.schema_arrow.names, table.metadata.num_rows
             column = next((name for name in (config.bytes_column, config.uri_column) if name in names), None)
             kind = None if column is None else table.schema_arrow.field(column).type
+            stated = [
+                name
+                for name, fits in (("size", pa.types.is_integer), ("etag", pa.types.is_string))
+                if name in names and fits(table.schema_arrow.field(name).type)
+            ]
     except _TELLING:
         raise
     except _DAMAGE:
@@ -150,7 +155,6 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
             raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} images, and is not as many bytes long")
         yield from _rows(count, uri, column, file)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        stated = [name for name in _STATED if name in names]
         yield from _manifest(config, folder, uri, _parquet_batches(uri, [column, *stated]))
     else:
         raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
@@ -172,7 +176,8 @@ def _no_column(config: Archive, uri: str, names: Sequence[str]) -> ValueError:
 
 
 _STATED = {"size": pa.int64(), "etag": pa.string()}
-"""Columns of a manifest besides its paths: what a listing would say of the object."""
+"""Columns of a manifest besides its paths: what a listing would say of the object. One of that name and of another
+kind (1024x768, a list) is about something else, and not taken."""
 
 
 def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -192,11 +197,23 @@ def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
         if config.uri_column not in names:
             raise _no_column(config, uri, names)
         kinds = {name: kind for name, kind in {config.uri_column: pa.string(), **_STATED}.items() if name in names}
+        if "size" in kinds and not _reads(uri, {"size": kinds["size"]}):
+            del kinds["size"]
         options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
         with storage.open_file(uri) as source:
             yield from csv.open_csv(source, convert_options=options)
     except pa.ArrowException:
         raise ValueError(f"archive.uri: {uri} is no readable CSV table") from None
+
+
+def _reads(uri: str, kinds: dict[str, pa.DataType]) -> bool:
+    """Whether all cells of a CSV table's columns are of these types."""
+    options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
+    try:
+        with storage.open_file(uri) as source, csv.open_csv(source, convert_options=options) as reader:
+            return all(len(batch) for batch in reader)
+    except pa.ArrowInvalid:
+        return False
 
 
 def _manifest(config: Archive, folder: str, uri: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

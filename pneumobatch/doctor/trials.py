@@ -173,7 +173,7 @@ def places(job: Job) -> Findings:
 
 
 def _probe(uri: str) -> None:
-    """Writes, reads and deletes a small file below a place, and leaves no folder that was not there."""
+    """Does with a small file below a place what publishing does, and leaves no folder that was not there."""
     folder = storage.join(uri, "_staging", f"doctor-{uuid.uuid4().hex}")
     probe, content = storage.join(folder, "probe"), b"pneumobatch"
     path = Path(folder)
@@ -182,8 +182,12 @@ def _probe(uri: str) -> None:
         storage.write_bytes(probe, content)
         if storage.read_bytes(probe) != content:
             raise OSError("what was read is not what was written")
+        if storage.create_bytes(probe, b"") or not storage.create_bytes(f"{probe}-2", content):
+            raise OSError("a file that is there is not told from one that is not")
         storage.delete(folder)
     finally:
+        if "://" not in uri:
+            shutil.rmtree(folder, ignore_errors=True)  # of a trial that failed halfway
         for parent in new:
             with suppress(OSError):  # another job writes there by now
                 parent.rmdir()

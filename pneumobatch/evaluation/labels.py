@@ -206,7 +206,7 @@ def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri
 
 def _further(table: pa.Table, archive: Archive) -> dict[str, pa.ChunkedArray]:
     """Patients, hashed or left out, and subgroups."""
-    columns = {name: table[name] for name in archive.subgroups if name in table.column_names}
+    columns = {name: table[name] for name in tables.wanted_subgroups(archive.subgroups) if name in table.column_names}
     if archive.patient_column in table.column_names and has_key():
         columns["patient"] = keyed_hashes(table[archive.patient_column], "patient")
     return columns

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pneumobatch import cluster
-from pneumobatch.archive import catalog
+from pneumobatch.archive import catalog, fetch
 from pneumobatch.archive.films import FilmDecoder, pixels_of
 from pneumobatch.config import Archive, Gate, Job
 from pneumobatch.evaluation.published import Bundle, Record
@@ -61,7 +61,10 @@ class Look:
         films = films.filter(pc.field("place").is_valid())
         if not len(films):
             return Seen(films, np.zeros((0, self.size, self.size), np.uint8))
-        decoded = self.decoder(pa.table({"image_id": films["image_id"], "uri": films["place"]}))
+        places = films["place"].to_pylist()
+        order = pa.array(sorted(range(len(places)), key=lambda film: fetch.in_file(places[film])), pa.int64())
+        decoded = self.decoder(pa.table({"image_id": films["image_id"], "uri": films["place"]}).take(order))
+        decoded = decoded.take(pc.sort_indices(order))  # as `films` are again
         pixels = pixels_of(decoded, self.size)
         off = np.abs(self.probabilities(pixels) - films["probability"].to_numpy())
         same = np.flatnonzero(decoded["pixels"].is_valid().to_numpy() & (off <= MOVED))

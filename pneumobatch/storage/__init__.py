@@ -190,6 +190,8 @@ def read_schema(uri: str) -> pa.Schema:
 def read_cells(uri: str) -> pa.Table:
     """Reads a CSV or Parquet table with every column as text: a key such as 0012 must keep its zeros.
 
+    Columns that are no text (lists, pictures) are left out.
+
     Raises:
         ValueError: It is missing or is no table; the message quotes no cell, which may hold a name.
     """
@@ -200,6 +202,7 @@ def read_cells(uri: str) -> pa.Table:
     try:
         if uri.lower().endswith((".parquet", ".pq")):
             table = pq.read_table(pa.BufferReader(data))
+            table.validate(full=True)  # what claims to be text is UTF-8
         else:
             lines = csv.ParseOptions(newlines_in_values=True)
             # Closed, as its thread may abort a process that ends before it.
@@ -207,12 +210,19 @@ def read_cells(uri: str) -> pa.Table:
                 names = reader.schema.names
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(pa.BufferReader(data), parse_options=lines, convert_options=as_text)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError):
         raise ValueError(f"{uri}: not a readable CSV or Parquet table") from None
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise ValueError(f"{uri}: two columns are called {twice[0]}; rename one")
-    flat = [name for name in table.column_names if not pa.types.is_nested(table.schema.field(name).type)]
-    return pa.table({name: pc.cast(table[name], pa.string()) for name in flat})
+    texts = {name: _text(table[name]) for name in table.column_names}
+    return pa.table({name: column for name, column in texts.items() if column is not None})
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    try:
+        return pc.cast(column, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no UTF-8; lists
+        return None
 
 
 def encode(table: pa.Table) -> bytes:

@@ -1,5 +1,6 @@
 """Local folders, by the operating system."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -18,14 +19,19 @@ BATCH = 10_000
 """Files in a batch of a listing."""
 
 BROKEN = "broken link"
-"""Version of a link that leads nowhere: it is listed, so that it becomes a film that is missing."""
+"""Version of a link that leads nowhere, or to itself: it is listed, so that it becomes a film that is missing."""
 
 
 def get(path: str, limit: int | None) -> bytes:
     """Reads a file of at most `limit` bytes."""
-    with Path(path).open("rb") as file:
-        # Not read(limit): Python takes memory for as much before it reads.
-        data = file.read() if limit is None or os.fstat(file.fileno()).st_size <= limit else None
+    try:
+        with Path(path).open("rb") as file:
+            # Not read(limit): Python takes memory for as much before it reads.
+            data = file.read() if limit is None or os.fstat(file.fileno()).st_size <= limit else None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself leads nowhere
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+        raise
     if data is None or (limit is not None and len(data) > limit):
         raise TooLargeError(f"a file is larger than {limit} bytes")
     return data
@@ -53,19 +59,48 @@ def _draft(target: Path, data: bytes) -> Iterator[Path]:
 
 def put(path: str, data: bytes) -> None:
     """Writes a file by renaming a draft."""
-    with _draft(Path(path), data) as draft:
-        draft.replace(path)
+    target = Path(path)
+    with _told(target.parent), _draft(target, data) as draft:
+        draft.replace(target)
 
 
 def create(path: str, data: bytes) -> bool:
     """Writes a file by linking a draft, which fails where the name is taken."""
     target = Path(path)
-    with _draft(target, data) as draft:
+    with _told(target.parent), _draft(target, data) as draft:
         try:
             target.hardlink_to(draft)
         except FileExistsError:
             return target.read_bytes() == data
+        except OSError as error:
+            if error.errno in _NO_LINKS:  # exFAT, some network and cloud mounts
+                raise _NoLinksError from None
+            raise
     return True
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class _NoLinksError(Exception):
+    """The file system has no hard links, by which a file is made whole and only once."""
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Names the folder that cannot be written: it is the output's, which holds no identity."""
+    try:
+        yield
+    except _NoLinksError:
+        raise OSError(
+            f"{folder}: its file system has no hard links, which publishing needs; give an output.uri on a disk that "
+            "has them, or in an object store"
+        ) from None
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise type(error)(
+            f"{folder}: cannot be written: {why}; make room or give permission there, or another output.uri"
+        ) from None
 
 
 def kind(path: str) -> Literal["file", "folder"] | None:
@@ -98,7 +133,7 @@ def _walk(path: str) -> Iterator[tuple[str, int, str]]:
             within = above | {(folder.st_dev, folder.st_ino)}
             with os.scandir(path + below) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         if entry.name[0] in "._":  # one entry: a .snapshot may hold the archive many times over
                             yield _text(f"{below}/{entry.name}"[1:]), 0, ""
                             continue
@@ -112,6 +147,15 @@ def _walk(path: str) -> Iterator[tuple[str, int, str]]:
             raise type(error)(error.errno, f"{path}: something below it cannot be listed: {why}") from None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def _file(entry: os.DirEntry[str]) -> tuple[int, str] | None:
     """Size and version of a file; None for what is gone, a socket or a pipe."""
     try:
@@ -120,6 +164,9 @@ def _file(entry: os.DirEntry[str]) -> tuple[int, str] | None:
             return found.st_size, str(found.st_mtime_ns)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
     return (0, BROKEN) if entry.is_symlink() else None
 
 

@@ -6,6 +6,7 @@ obstore's listing is not used: it cannot pass a key with an empty part (a//b), a
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -128,14 +129,26 @@ def kind(path: str) -> Literal["file", "folder"] | None:
 
 def stat(path: str) -> tuple[int, str]:
     """Size and version of an object."""
-    bucket, key = _split(path)
+    found = _head(*_split(path))
+    return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
+
+
+def _head(bucket: str, key: str) -> dict[str, Any]:
+    from botocore.exceptions import ClientError
+
     client = cached(key_client)
 
-    def once() -> tuple[int, str]:
-        found = client.head_object(Bucket=bucket, Key=key)
+    def once() -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            found = client.get_object(Bucket=bucket, Key=key)  # which says in its body whether the store answers
+            found["Body"].close()
         if "ContentLength" not in found:  # boto3 takes headers that end too early for all there are
             raise PassingError(f"s3://{bucket}: the store's answer ends too early")
-        return int(found["ContentLength"]), str(found.get("ETag", "")).strip('"')
+        return found
 
     return asked(bucket, once)
 
@@ -161,7 +174,12 @@ def _page(client: Any, bucket: str, part: _Part) -> tuple[list[dict[str, Any]], 
         )
         return found
 
-    found = ask(**({"ContinuationToken": part.token} if part.token else {}))
+    try:
+        found = ask(**({"ContinuationToken": part.token} if part.token else {}))
+    except FileNotFoundError:
+        if part.token or part.level:  # a listing that was begun must not end as if it were whole
+            raise
+        return [], []  # no such bucket: nothing there
     objects: list[dict[str, Any]] = found.get("Contents", [])
     if not found["IsTruncated"]:
         return objects, []
@@ -197,16 +215,13 @@ def scan(path: str) -> Iterator[pa.RecordBatch]:
     """Lists a prefix; folder markers (keys that end with /) are no files."""
     bucket, key = _split(path)
     start = len(_prefix(key))
-    try:
-        for page in _pages(bucket, _prefix(key)):
-            if files := [entry for entry in page if not entry["Key"].endswith("/")]:
-                yield listing.batch(
-                    [entry["Key"][start:] for entry in files],
-                    [entry["Size"] for entry in files],
-                    [entry.get("ETag", "").strip('"') for entry in files],
-                )
-    except FileNotFoundError:
-        return  # no such bucket: nothing there
+    for page in _pages(bucket, _prefix(key)):
+        if files := [entry for entry in page if not entry["Key"].endswith("/")]:
+            yield listing.batch(
+                [entry["Key"][start:] for entry in files],
+                [entry["Size"] for entry in files],
+                [entry.get("ETag", "").strip('"') for entry in files],
+            )
 
 
 def delete(path: str) -> None:
@@ -224,26 +239,22 @@ def delete(path: str) -> None:
             kind = OSError if code == "AccessDenied" else PassingError
             raise kind(f"s3://{bucket}: not every object was deleted ({code if code.isalnum() else 'unknown'})")
 
-    try:
-        if key:
+    if key:
+        with suppress(FileNotFoundError):
             asked(bucket, lambda: client.delete_object(Bucket=bucket, Key=key))
-        for page in _pages(bucket, _prefix(key)):
-            keys = [entry["Key"] for entry in page]
-            asked(bucket, lambda keys=keys: remove(keys))  # type: ignore[misc]
-    except FileNotFoundError:
-        return
+    for page in _pages(bucket, _prefix(key)):
+        keys = [entry["Key"] for entry in page]
+        asked(bucket, lambda keys=keys: remove(keys))  # type: ignore[misc]
 
 
 class _Object:
     """An object that is read here and there, as `pyarrow.PythonFile` asks for it."""
 
     def __init__(self, path: str) -> None:
-        import obstore
-
         self.bucket, self.key = _split(path)
         self.store = cached(bucket_store, self.bucket, STALL, 0)
-        found = asked(self.bucket, lambda: obstore.head(self.store, self.key))
-        self.length, self.tag = found["size"], found["e_tag"]
+        found = _head(self.bucket, self.key)
+        self.length, self.tag = int(found["ContentLength"]), found.get("ETag")
         self.position = 0
         self.closed = False
 

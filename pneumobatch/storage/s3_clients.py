@@ -171,7 +171,13 @@ def named(name: str, error: Exception) -> OSError:
     answer = "no complete answer" if answer == "GenericError" else answer
     kinds: list[tuple[bool, type[OSError], str]] = [
         (code == "NoSuchBucket", FileNotFoundError, "there is no such bucket"),
-        (status == 404 or isinstance(error, FileNotFoundError), FileNotFoundError, "no such object"),
+        (status == 404 and code.startswith("NoSuch"), FileNotFoundError, "no such object"),
+        (  # a load balancer's page while the store is away: taken for an answer, it would empty an output
+            status == 404,
+            PassingError,
+            "404 without the error code of a store, for so long that it was given up; check the endpoint "
+            "(AWS_ENDPOINT_URL) and what stands before the store",
+        ),
         (
             status in {401, 403} or "Credential" in kind or "Token" in kind or "Denied" in kind or "Unauth" in kind,
             PermissionError,

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -20,7 +23,7 @@ from pydicom.uid import (
 )
 from radiograph import all_values, grey, make, save, stated
 
-from pneumobatch.archive import dicom
+from pneumobatch.archive import attributes, dicom
 from pneumobatch.archive.errors import DecodeError, DomainError
 from pneumobatch.config import Gate
 from pneumobatch.identity import SITE_KEY, keyed_hash
@@ -105,6 +108,11 @@ def test_what_is_wrong_has_a_name(change: dict[str, Any], reason: str) -> None:
         ({"PatientAge": "011M"}, "age"),
         ({"PatientAge": "018M"}, None),
         ({"PatientAge": ""}, None),
+        ({"PatientAge": None}, None),
+        ({"PatientAge": "62 Y"}, "age"),
+        ({"PatientAge": "4.5 y"}, None),
+        ({"PatientAge": "62YR"}, "age"),  # stated, and not readable
+        ({"PatientAge": "old"}, "age"),
     ],
 )
 def test_the_domain_gate_names_its_rule(change: dict[str, Any], rule: str | None) -> None:
@@ -139,6 +147,20 @@ def test_ages_are_whole_years(age: str, years: int | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, on writing what is no age
         assert stated(PatientAge=age).get("age_years") == years
+
+
+@given(
+    st.integers(0, 999),
+    st.sampled_from(["", "0", "00", " "]),
+    st.sampled_from(["", ".", ".0", ".9"]),
+    st.sampled_from(["", " ", "  "]),
+    st.sampled_from(["", *"YMWDymwd"]),
+)
+def test_an_age_is_read_however_it_is_written(number: int, before: str, part: str, between: str, unit: str) -> None:
+    dataset = Dataset()
+    dataset.add(DataElement(0x00101010, "LO", f"{before}{number}{part}{between}{unit} "))  # AS would warn of it
+    years = (number + 0.9 * (part == ".9")) / {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}[unit.upper() or "Y"]
+    assert attributes.allowed(dataset)["age_years"] in {min(int(years - 1e-9), 90), min(int(years + 1e-9), 90)}
 
 
 def test_only_the_allow_list_leaves_the_reader() -> None:

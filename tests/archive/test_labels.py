@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,38 @@ def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, m
     labels.write_text(text)
     with pytest.raises(ValueError, match=message):
         catalog.build(Archive(uri=str(folder), labels=str(labels)))
+
+
+@pytest.mark.parametrize("name", ["version", "uri", "patient", "label", "age_years", "probability", "width"])
+def test_a_subgroup_replaces_no_column(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(f"path,label,{name}\nother.png,1,7\n".replace("label,label", "label,x"))
+    with pytest.raises(ValueError, match=f"archive.subgroups: {name} is a column of the results themselves"):
+        catalog.build(Archive(uri=str(folder), labels=str(tmp_path / "labels.csv"), subgroups=("sex", name)))
+
+
+def test_columns_that_are_no_text_are_left_out(folder: Path, tmp_path: Path) -> None:
+    columns = {
+        "uri": [b"other.png"],
+        "label": [1],
+        "thumbnail": [b"\xff\xd8"],
+        "boxes": [[1, 2]],
+        "etiology": ["viral"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    assert storage.read_cells(str(tmp_path / "labels.parquet")).column_names == ["uri", "label", "etiology"]
+    table = catalog.build(Archive(uri=str(folder), labels=str(tmp_path / "labels.parquet")))
+    assert table["label"].drop_null().to_pylist() == [1]
+
+
+def test_a_broken_label_table_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"uri": ["DOE.png"] * 500, "label": [1] * 500}), file, compression="none")
+    good = file.read_bytes()
+    for broken in (good[:-40], good.replace(b"DOE.png", b"DO\xff.png"), b"PAR1" + bytes(60) + good[64:]):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"labels\.parquet: not a readable") as caught:
+            storage.read_cells(str(file))
+        assert "DO" not in str(caught.value)
 
 
 def test_a_file_name_of_several_images_labels_none(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Archives of Parquet: images in rows, and manifests of paths."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,7 +114,6 @@ def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
         ("path\nx\n", "neither a column 'bytes'"),
         ("uri\nDOE,2\n", "no readable CSV"),
         ("", "no readable CSV"),
-        ("uri,size\nDOE,large\n", "no readable CSV"),
     ],
 )
 def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -122,14 +123,37 @@ def test_wrong_manifests_are_named(text: str, message: str, tmp_path: Path) -> N
     assert "DOE" not in str(caught.value)
 
 
-def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"size": ["1024x768", "3"]},
+        {"size": [[1024, 768], [3, 3]], "etag": [[1], [2]]},
+        {"size": [1.5, 2.5], "etag": [7, 8]},
+        {"size": [b"\xff", b"3"], "etag": [b"\xff", None]},
+    ],
+)
+def test_a_size_that_is_none_is_not_taken(columns: dict[str, list[Any]], s3: str, tmp_path: Path) -> None:
+    uris = [f"{s3}/a.png", f"{s3}/b.png"]
+    pq.write_table(pa.table({"uri": uris, **columns}), tmp_path / "m.parquet")
+    lines = "".join(f'{uri},"{size}"\n' for uri, size in zip(uris, columns["size"], strict=True))
+    (tmp_path / "m.csv").write_text(f"uri,size\n{lines}")
+    for name in ("m.parquet", "m.csv"):
+        table = catalog.build(Archive(uri=str(tmp_path / name), roots=(s3,)))
+        assert len(table) == table["bytes"].null_count == table["version"].null_count == 2
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_rows_of_parquet_are_read_some_at_a_time(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [bytes([i]) * 1000 for i in range(40)]
-    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=4, compression="none")
-    monkeypatch.setattr(fetch, "CACHE_BYTES", 10_000)
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", row_group_size=rows, compression="none")
+    monkeypatch.setattr(fetch, "WINDOW_BYTES", 10_000)
     fetch.forget()
     uris = catalog.build(Archive(uri=str(tmp_path / "films.parquet")))["uri"].to_pylist()
-    assert list(fetch.fetch_many(uris)) == images
-    assert sum(values.nbytes for values in fetch._row_groups._kept.values()) <= 10_000
+    for uri, image in zip(uris, images, strict=True):
+        assert fetch.fetch(uri) == image
+        assert fetch._window._rows.nbytes <= 11_000
+    assert list(fetch.fetch_many(uris[::-1])) == images[::-1]
+    assert sorted([uris[11], uris[2], uris[10]], key=fetch.in_file) == [uris[2], uris[10], uris[11]]
     assert isinstance(fetch.fetch(uris[0], limit=999), storage.TooLargeError)
     assert fetch.fetch(uris[0], limit=1000) == images[0]
     assert isinstance(fetch.fetch(f"{tmp_path}/films.parquet#bytes#40"), OSError)
@@ -141,6 +165,18 @@ def test_rows_of_parquet_are_read_one_group_at_a_time(tmp_path: Path, monkeypatc
     table = catalog.find_duplicates(catalog.build(Archive(uri=str(tmp_path / "films.parquet"))))
     ids = table["image_id"].to_pylist()
     assert table["duplicate_of"].to_pylist() == [None, None, ids[0], None, ids[1], ids[0]]
+
+
+def test_a_row_group_larger_than_memory_is_read_in_parts(tmp_path: Path) -> None:
+    images = [os.urandom(100_000) for _ in range(400)]
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "films.parquet", write_batch_size=4, use_dictionary=False)
+    assert pq.ParquetFile(tmp_path / "films.parquet").num_row_groups == 1
+    fetch.forget()
+    before = pa.total_allocated_bytes()
+    for row in range(0, 400, 3):
+        assert fetch.fetch(f"{tmp_path}/films.parquet#bytes#{row}") == images[row]
+        assert pa.total_allocated_bytes() - before < 20_000_000  # of 40 MB
+    fetch.forget()
 
 
 def test_a_file_named_like_a_row_is_a_file(tmp_path: Path) -> None:
