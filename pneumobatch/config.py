@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-SECRET = "secret"
+NOT_REPEATED = "not_repeated"
 """Kind of the error whose input must not be repeated."""
 
 _PASSWORD = re.compile(r"://[^/?#]*:[^/?#]+@")
@@ -28,7 +28,7 @@ def _without_password(uri: str) -> str:
     """Configurations are written beside every output."""
     if _PASSWORD.search(uri):
         raise PydanticCustomError(
-            SECRET,
+            NOT_REPEATED,
             "holds a password, which would be written into records; leave it out of the URI: credentials come from the "
             "environment (for fsspec's protocols from variables such as FSSPEC_SFTP_PASSWORD)",
         )
