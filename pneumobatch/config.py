@@ -5,15 +5,34 @@ Defaults < preset < job file < flags. Every section is frozen and forbids unknow
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+NOT_REPEATED = "not_repeated"
+"""Kind of the error whose input must not be repeated."""
+
+_PASSWORD = re.compile(r"://[^/?#]*:[^/?#]+@")
+
+
+def _without_password(uri: str) -> str:
+    """Configurations are written beside every output."""
+    if _PASSWORD.search(uri):
+        raise PydanticCustomError(
+            NOT_REPEATED,
+            "holds a password, which would be written into records; leave it out of the URI: credentials come from the "
+            "environment (for fsspec's protocols from variables such as FSSPEC_SFTP_PASSWORD)",
+        )
+    return uri
 
 
 def _absolute(uri: str) -> str:
@@ -21,7 +40,7 @@ def _absolute(uri: str) -> str:
     if not uri:
         raise ValueError("is empty; name a folder, file or URI, or leave the key out")
     # Not Path.resolve: a link to an archive is a name that its user chose.
-    return uri if "://" in uri else os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
+    return _without_password(uri) if "://" in uri else os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
 
 
 Uri = Annotated[str, AfterValidator(_absolute)]
@@ -366,7 +385,7 @@ class Output(Section):
 class Cluster(Section):
     """The Ray engine a job runs on."""
 
-    address: str | None = None
+    address: Annotated[str, AfterValidator(_without_password)] | None = None
     """Ray address to attach to (`auto`, ray://… or HOST:PORT); unset: RAY_ADDRESS, else an embedded local engine.
     For submit, status, logs and cancel: http://HEAD:8265, the cluster's job server."""
     runtime: Literal["image", "package"] = "image"

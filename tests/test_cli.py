@@ -58,6 +58,16 @@ def test_wrong_usage_is_exit_code_2_with_the_remedy(
     assert message in capsys.readouterr().err
 
 
+def test_a_password_is_refused_and_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('[cluster]\naddress = "http://me:hunter2@head:8265"\n')
+    for arguments in (["catalog", "--archive.uri", "sftp://me:hunter2@host/films"], ["catalog", str(job)]):
+        assert cli.run(arguments) == 2
+        error = capsys.readouterr().err
+        assert "holds a password" in error and "hunter2" not in error
+        assert "archive.uri: " in error or "cluster.address: " in error
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

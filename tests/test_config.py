@@ -64,6 +64,29 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("archive", "uri", "sftp://me:hunter2@host/films"),
+        ("archive", "roots", ["simplecache::sftp://me:hunt@er2@host/films"]),
+        ("output", "uri", "sftp://:hunter2@host/out"),
+        ("screening", "bundle", "https://me:hunter2@host/bundle"),
+        ("network", "weights", "https://me:hunter2@host/weights"),
+        ("cluster", "address", "http://me:hunter2@head:8265"),
+    ],
+)
+def test_a_uri_with_a_password_is_refused(section: str, key: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"{section}\.{key}(?s:.*)credentials come from the environment"):
+        Job.model_validate({section: {key: value}})
+
+
+@pytest.mark.parametrize(
+    "uri", ["sftp://me@host/a:b@c", "abfss://films@account.dfs.core.windows.net/x", "http://[::1]:8265", "s3://b/x:y@z"]
+)
+def test_a_uri_without_a_password_is_taken(uri: str) -> None:
+    assert Job.model_validate({"archive": {"uri": uri}, "cluster": {"address": uri}}).archive.uri == uri
+
+
+@pytest.mark.parametrize(
     ("archive", "output", "key"),
     [
         ({"uri": "s3://a/films/"}, "s3://a/films/out", "archive.uri"),

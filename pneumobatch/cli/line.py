@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from pneumobatch.cli.app import app, sections_of
-from pneumobatch.config import Job, read_job
+from pneumobatch.config import NOT_REPEATED, Job, read_job
 
 
 def _unknown(data: dict[str, Any], model: type[BaseModel], path: str, file: Path) -> None:
@@ -30,7 +30,7 @@ def _unknown(data: dict[str, Any], model: type[BaseModel], path: str, file: Path
 def _described(error: ValidationError, source: str) -> str:
     lines = [
         f"{source}{'.'.join(str(part) for part in row['loc'] if '[' not in str(part))}: {row['msg']}"
-        + (f" (got {row['input']!r})" if not isinstance(row["input"], dict) else "")
+        + (f" (got {row['input']!r})" if not isinstance(row["input"], dict) and row["type"] != NOT_REPEATED else "")
         for row in error.errors()
     ]
     return "; ".join(dict.fromkeys(lines))

@@ -32,7 +32,7 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
     """
     rows = results.to_pylist()
     filters: dict[str, Callable[..., Any]] = {
-        "rate": three, "span": _span, "signed": _signed, "chance": _chance, "quantity": _quantity,
+        "rate": three, "span": _span, "signed": _signed, "chance": _chance, "quantity": _quantity, "differs": _differs,
     }  # fmt: skip
     trials = [row for row in rows if row["status"] != "mean"]
     return template("experiment.html.j2", filters).render(
@@ -43,6 +43,7 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         done=[row for row in trials if row["status"] == "done"],
         sizes=_all(trials, "image_size"),
         epochs=_all(trials, "epochs"),
+        targets=_all(trials, "target"),
         hardware=_all(trials, "hardware"),
         versions=len({row["code"] for row in trials if row["status"] == "done"}),  # older trials do not tell theirs
         level=LEVEL,
@@ -87,6 +88,13 @@ def _span(row: Mapping[str, Any], name: str) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _differs(row: Mapping[str, Any], name: str, p: float | None, bound: float) -> bool:
+    """Whether a difference to the baseline counts as found: by a test that takes films as independent, and by the
+    interval over patients, whose films are not."""
+    low, high = row[f"{name}_difference_low"], row[f"{name}_difference_high"]
+    return p is not None and p < bound and low is not None and (low > 0 or high < 0)
 
 
 def _chance(value: float | None) -> str:

@@ -68,7 +68,8 @@ class Bundle(BaseModel):
     data: dict[str, Any] = {}
     """Counts, split and fingerprint of the training data."""
     training: dict[str, Any] = {}
-    """The resolved configuration, duration and hardware of the training."""
+    """The resolved configuration of the training, its code's hash, the hardware of its last epoch (NULL: unknown), and
+    when it first started and ended (UTC); `seconds` and `code` are those of the start that ended it."""
     versions: dict[str, str] = {}
     """Package versions."""
     weights_sha256: str = ""

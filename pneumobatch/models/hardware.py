@@ -31,6 +31,15 @@ def hardware_precision(device: str) -> Precision:
     return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
 
 
+def described(device: str) -> str:
+    """What this process computes on, such as `2 CPU (x86_64, AVX512)` with its threads, or a GPU's name."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
 def computes_int8() -> bool:
     """Whether this CPU multiplies int8 exactly: on older ones the sum of two products saturates."""
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())

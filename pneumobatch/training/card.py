@@ -15,6 +15,7 @@ for improved pneumonia detection in chest X-ray images* (2024).
 
 ## Model
 - Network: `{network}`, input {size} × {size} grey, squashed{input}.
+- Trained on {hardware}; code {code}.
 - Loss `{loss}` (γ {gamma}, α {alpha}); starting weights: {weights}.
 - Output: probability sigmoid((logit of pneumonia − logit of normal) / {temperature:.4f} {offset:+.4f}); pneumonia at
   probability ≥ {threshold:.4f}.
@@ -54,7 +55,7 @@ sensitivity {shifted_sensitivity:.4f}, specificity {shifted_specificity:.4f}, ac
 
 def write(
     job: Job, calibration: Calibration, threshold: float, target: str, uncertain: tuple[float, float],
-    data: dict[str, Any], found: dict[str, Any],
+    data: dict[str, Any], found: dict[str, Any], lineage: dict[str, Any],
 ) -> str:  # fmt: skip
     """Fills in the card; MODEL_ID is replaced when the bundle is saved and its hash is known."""
     ages = job.training.validated_age_years
@@ -63,6 +64,8 @@ def write(
         size=job.network.image_size,
         input=", brought to one mean and contrast" * job.network.standardise
         + ", scored with its mirror image" * job.network.mirrored,
+        hardware=lineage["hardware"] or "unknown hardware",
+        code=lineage["code"][:12],
         loss=job.loss.name,
         gamma=job.loss.gamma,
         alpha=job.loss.alpha,

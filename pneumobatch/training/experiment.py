@@ -128,7 +128,10 @@ def _entry(trial: Trial, split: Split, found: Mapping[str, Any]) -> Entry:
         return Entry(recipe | {"status": status.replace(" ", "_"), "reason": reason})
     labels, margins = np.array(found["validation_labels"]), np.array(found["validation_margins"])
     plan, calibration = trial.job.training, metrics.fit_calibration(margins, labels)
-    threshold = metrics.choose_threshold(labels, calibration.probabilities(margins), plan.target, plan.target_value)
+    try:
+        threshold = metrics.choose_threshold(labels, calibration.probabilities(margins), plan.target, plan.target_value)
+    except ValueError as error:  # of this network's scores: the other rows have theirs
+        return Entry(recipe | {"status": "failed", "reason": str(error)})
     fold = len(labels) // (2 if plan.validation == "shifted" else 1)  # whose films stand there twice
     test = split.test.append_column("format", pa.nulls(len(split.test), pa.string()))
     test = test.append_column("published_patient", catalog.publishable(test)["patient"])

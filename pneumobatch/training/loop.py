@@ -24,7 +24,7 @@ from pneumobatch import metrics, storage
 from pneumobatch.archive.films import pixels_of
 from pneumobatch.config import Job
 from pneumobatch.models import int8
-from pneumobatch.models.hardware import hardware_precision
+from pneumobatch.models.hardware import described, hardware_precision
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
 from pneumobatch.training import augment
@@ -129,7 +129,7 @@ class Trainer:
         if shard.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         wanted = job.training.precision
-        self.bf16 = (hardware_precision(device.type) if wanted == "auto" else wanted) == "bf16"
+        self.arithmetic = hardware_precision(device.type) if wanted == "auto" else wanted
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.ranges: dict[str, Tensor] = {}
@@ -137,7 +137,7 @@ class Trainer:
     def logits(self, model: nn.Module, pixels_B1SS: Tensor) -> Tensor:
         """Returns float32 logits; the network itself runs in the job's precision."""
         pixels = pixels_B1SS.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bf16"):
             return cast(Tensor, model(pixels)).float()
 
     def train_epoch(self, films: Films) -> dict[str, float]:
@@ -244,6 +244,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
+            "hardware": f"{self.shard.world} × {described(self.device.type)}, {self.arithmetic}",
             "ranges": {name: (-float(least), float(greatest)) for name, (least, greatest) in self.ranges.items()},
         }
         torch.save(content, buffer)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +26,7 @@ from pneumobatch import __version__, cluster, metrics, storage, tables
 from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Gate, Job
+from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.weights import save_bundle
 from pneumobatch.progress import say, track
@@ -36,6 +38,9 @@ T = TypeVar("T")
 
 BLOCK_FILMS = 256
 """Films a decode task."""
+
+PIN = "fingerprint"
+"""File of a run's staging folder that holds what its result depends on."""
 
 
 class Trained(NamedTuple):
@@ -77,13 +82,15 @@ def train(job: Job) -> Trained:
         ValueError: The archive, its labels or the network do not allow it.
         RuntimeError: Training failed more often than `training.max_failures`.
     """
-    films = catalog.find_duplicates(catalog.build(job.archive))
+    code = code_hash()  # now: the files may change while it trains
+    films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
     if without := left_out.told(left_out.counted(films)):
         say(without)
-    run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{_fingerprint(job, films)[:8]}"
+    fingerprint = _fingerprint(job, films)
+    run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{fingerprint[:8]}"
     target = storage.join(job.output.uri, "bundles", run_id)
     staging = storage.join(job.output.uri, "_staging", run_id)
-    if _begin(job, films, target, staging):
+    if _finished(fingerprint, target, staging):
         return Trained(run_id, target, bundles.load(target))
     known = usable(films, str(job.archive.uri))
     plan = job.training
@@ -91,24 +98,35 @@ def train(job: Job) -> Trained:
         known["label"].to_pylist(), known["patient"].to_pylist(), plan.validation_fraction, plan.seed,
         shifted=plan.validation == "shifted",
     )  # fmt: skip
-    started = time.time()
+    beginning = time.time()
     with cluster.engine(job.cluster) as resources:
         size = job.network.image_size
         training = decode(job, resources, known.filter(pa.array(~held)), cache_size(job), "decode training films")
         validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
+        require_classes(training, "training")
+        require_classes(validation, "validation")
+        started_at = _pin(fingerprint, staging)  # not before: what is refused can be mended under its name
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
         state, logits = _fit(job, there, training, validation, run_id, staging)
-    data = _data(films, known, training, validation)
-    fingerprint = _fingerprint(job, films)
-    seconds = time.time() - started
-    trained = _bundle(job, target, state, logits, validation, data, fingerprint, seconds)
+    lineage = {
+        "fingerprint": fingerprint,
+        "code": code,
+        "hardware": state["hardware"],  # None: a run whose last epoch is an older version's
+        "started_at": started_at,
+        "ended_at": _now(),
+        "seconds": round(time.time() - beginning, 1),
+    }
+    trained = _bundle(job, target, state, logits, validation, _data(films, known, training, validation), lineage)
     storage.delete(staging)
     return Trained(run_id, target, trained)
 
 
-def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
-    """Whether the run is finished already; otherwise pins its configuration, so that a resumed run is the same run."""
-    fingerprint = _fingerprint(job, films)
+def _finished(fingerprint: str, target: str, staging: str) -> bool:
+    """Whether the run is finished already.
+
+    Raises:
+        ValueError: A run of that name has another configuration.
+    """
     if storage.is_file(storage.join(target, "bundle.json")):
         if bundles.load(target).training["fingerprint"] != fingerprint:
             raise ValueError(
@@ -116,14 +134,26 @@ def _begin(job: Job, films: pa.Table, target: str, staging: str) -> bool:
             )
         say(f"{target}: already trained")
         return True
-    pin = storage.join(staging, "fingerprint")
+    pin = storage.join(staging, PIN)
     if storage.is_file(pin) and storage.read_bytes(pin).decode() != fingerprint:
         raise ValueError(
             f"training.run_id: {staging} holds an unfinished run of another configuration or archive; finish it with "
             "the old one, delete the folder, or choose another run_id"
         )
-    storage.write_bytes(pin, fingerprint.encode())
     return False
+
+
+def _pin(fingerprint: str, staging: str) -> str:
+    """Pins the configuration, so that a resumed run is the same run; returns when its first start was, UTC."""
+    first = storage.join(staging, "started_at")
+    if not storage.is_file(first):
+        storage.write_bytes(first, _now().encode())
+    storage.write_bytes(storage.join(staging, PIN), fingerprint.encode())
+    return storage.read_bytes(first).decode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _fingerprint(job: Job, films: pa.Table) -> str:
@@ -148,7 +178,7 @@ def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, t
     Raises:
         cluster.NoWorkerError: The cluster has no worker, and none came.
     """
-    decoder = FilmDecoder(size, job.archive.max_pixels, Gate(allow_any_age=True))
+    decoder = FilmDecoder(size, job.archive.max_pixels, Gate(allow_any_age=True), max_bytes=job.archive.max_bytes)
     ray.data.DataContext.get_current().execution_options.preserve_order = True  # a resumed run sees the same order
     rows = films.select(["image_id", "uri", "label"]).combine_chunks()
     chunks = [rows.slice(start, BLOCK_FILMS) for start in range(0, len(rows), BLOCK_FILMS)]
@@ -181,10 +211,9 @@ def require_classes(fold: Fold, name: str) -> None:
 def _fit(
     job: Job, resources: cluster.Resources, training: Fold, validation: Fold, run_id: str, staging: str
 ) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
-    """Runs the workers; returns the best checkpoint's state with the whole history, and its validation logits."""
+    """Runs the workers; returns the best checkpoint's state with the whole history and the hardware of the last epoch,
+    and its validation logits."""
     plan = job.training
-    require_classes(training, "training")
-    require_classes(validation, "validation")
     counts = [int((training.labels == value).sum()) for value in (0, 1)]
     most = max(plan.workers)
     gpu = resources.gpus > 0 if plan.use_gpu is None else plan.use_gpu
@@ -239,7 +268,7 @@ def _fit(
         logits = np.load(Path(folder) / "logits.npy")
     with result.checkpoint.as_directory() as folder:
         last = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
-    return {**state, "history": last["history"]}, logits
+    return {**state, "history": last["history"], "hardware": last.get("hardware")}, logits
 
 
 def _cpus_per_worker(resources: cluster.Resources, workers: tuple[int, ...], gpu: bool) -> float:
@@ -326,7 +355,7 @@ def _data(films: pa.Table, known: pa.Table, training: Fold, validation: Fold) ->
 
 def _bundle(
     job: Job, target: str, state: dict[str, Any], logits: np.ndarray[Any, Any], validation: Fold,
-    data: dict[str, Any], fingerprint: str, seconds: float,
+    data: dict[str, Any], lineage: dict[str, Any],
 ) -> bundles.Bundle:  # fmt: skip
     """Fits calibration, threshold and uncertain band on the validation logits and writes the bundle.
 
@@ -364,14 +393,13 @@ def _bundle(
         data=data,
         training={
             "config": job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"}),
-            "fingerprint": fingerprint,
-            "seconds": round(seconds, 1),
+            **lineage,
         },
         versions={"pneumobatch": __version__, **{name: version(name) for name in ("torch", "torchvision", "ray")}},
     )
     history = pa.Table.from_pylist(state["history"])
     reference = _reference(validation, probabilities[:count], plan.seed)
-    text = card.write(job, calibration, threshold, goal, uncertain, data, found)
+    text = card.write(job, calibration, threshold, goal, uncertain, data, found, lineage)
     return save_bundle(target, bundle, weights, history, reference, text)
 
 

@@ -7,7 +7,6 @@ mid-trial, and a grid that has grown trains only what is new. Tune decides what 
 import io
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from pneumobatch import cluster, storage
 from pneumobatch.config import Job
 from pneumobatch.lineage import code_hash
+from pneumobatch.models.hardware import described
 from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
@@ -230,8 +230,8 @@ def _trial(
         "test_margins": _margins(trainer.score(test)),
         "parameters": parameters,
         "multiply_adds": multiply_adds,
-        "hardware": _hardware(device),
-        "arithmetic": "bf16" if trainer.bf16 else "fp32",
+        "hardware": described(device.type),
+        "arithmetic": trainer.arithmetic,
         "seconds": sum(row["seconds"] for row in trainer.history),
         "code": code,
         "torch": version("torch"),
@@ -263,9 +263,3 @@ def _image_ids(blocks: list["ray.ObjectRef[pa.Table]"]) -> list[str]:
     tables = ray.get(blocks)
     ids = [table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist() for table in tables]
     return [image_id for part in ids for image_id in part]
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

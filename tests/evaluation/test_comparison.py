@@ -18,7 +18,7 @@ OPTIONS = Evaluation(bootstrap=300)
 
 
 def entry(row: str, noise: float, *, seed: int = 0, count: int = 240, protocol: str = "paper_like") -> Entry:
-    """A model whose scores blur as `noise` grows; films come in an order of its own."""
+    """A model whose scores blur as `noise` grows; films come in an order of its own, two of each patient."""
     rng = np.random.default_rng(7)
     labels = rng.integers(0, 2, count)
     order = np.random.default_rng(seed + len(row)).permutation(count)
@@ -146,6 +146,40 @@ def test_a_mean_tells_what_its_trials_ran_on() -> None:
     found[1].facts["code"] = None
     mean = by_row(comparison.compare(found, "base", OPTIONS)[0], status="mean")
     assert (mean["hardware"], mean["arithmetic"], mean["code"]) == ("mixed", "fp32", "mixed")
+
+
+def marks(results: pa.Table) -> int:
+    """How many differences the page marks as found."""
+    return comparison_report.render(Job(), results, "base", {}).count('<span class="mark-drift">')
+
+
+def test_a_difference_is_marked_where_the_test_and_the_patients_agree(compared: tuple[pa.Table, pa.Table]) -> None:
+    assert marks(compared[0]) == 2  # of `sharp`: accuracy and AUROC
+    base, sharp = entry("base", 3.0), entry("sharp", 0.5)
+    assert base.test is not None and sharp.test is not None
+    films = base.test.to_pylist()
+    missed = {film["image_id"] for film in films if (film["probability"] >= 0.5) != film["label"]}
+    of_one = [  # the same films, but all that `base` calls wrongly are of one patient
+        Entry(found.facts, found.test.drop_columns(["patient"]).append_column("patient", pa.array(
+            ["one" if name in missed else name for name in found.test["image_id"].to_pylist()]
+        )))
+        for found in (base, sharp)
+        if found.test is not None
+    ]  # fmt: skip
+    results, _ = comparison.compare(of_one, "base", OPTIONS)
+    row = by_row(results, row="sharp")
+    assert row["mcnemar_p"] < 0.001 and row["delong_p"] < 0.001 and row["accuracy_difference_low"] <= 0
+    assert marks(results) == 0
+    assert marks(comparison.compare([base, sharp], "base", Evaluation(bootstrap=0))[0]) == 0  # no interval, no mark
+
+
+def test_the_page_tells_each_rows_rule_of_the_threshold_or_the_one_of_all(compared: tuple[pa.Table, pa.Table]) -> None:
+    assert "the validation fold chose for balanced." in comparison_report.render(Job(), compared[0], "base", {})
+    found = [entry("base", 3.0), entry("sharp", 0.5)]
+    found[1].facts["target"] = "specificity >= 0.985"
+    page = comparison_report.render(Job(), comparison.compare(found, "base", OPTIONS)[0], "base", {})
+    assert "chose, by the rule that the table of recipes tells." in page
+    assert page.count(">specificity &gt;= 0.985<") == 1 and page.count(">balanced<") == 1
 
 
 def test_the_page_tells_of_rows_that_are_of_several_versions_of_the_code(compared: tuple[pa.Table, pa.Table]) -> None:

@@ -1,15 +1,20 @@
 """Networks: identity at the start, odd sizes, switches, gradients, the zoo, and their cost."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pneumobatch.config import Network
+from pneumobatch.config import Job, Network, read_job
 from pneumobatch.models.attention import GatedAttention, SideBranchAttention, attention
 from pneumobatch.models.networks import build, cost
+from pneumobatch.training import grid
 
+JOBS = Path(__file__).parents[2] / "jobs"
+COMPARED = grid.rows(Job.model_validate(read_job(JOBS / "paper-comparison.toml")))
 SWITCHES = [(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)]
 
 
@@ -137,14 +142,16 @@ def test_cost(name: str, millions: float, giga: float) -> None:
     assert multiply_adds / 1e9 == pytest.approx(giga, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["timm/efficientnet_b2", "timm/resnetv2_50x1_bit", "timm/swin_tiny_patch4_window7_224", "timm/inception_resnet_v2"],
-)
-def test_the_zoo_builds_at_another_size(name: str) -> None:
-    network = build(Network(name=name, image_size=96)).eval()
-    with torch.inference_mode():
-        assert network(torch.rand(1, 1, 96, 96)).shape == (1, 2)
+@pytest.mark.parametrize("row", COMPARED)
+def test_every_network_of_the_papers_comparison_scores_films_of_the_jobs_size(row: str) -> None:
+    config = COMPARED[row].network
+    # Of the largest only shapes are computed: they have some hundred million weights.
+    device = "meta" if row in {"vgg16_bn", "BiT resnet152x2"} else "cpu"
+    with torch.device(device), torch.inference_mode():
+        network = build(config).eval()
+        logits = network(torch.rand(1, 1, config.image_size, config.image_size))
+    assert logits.shape == (1, 2)
+    assert device == "meta" or logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

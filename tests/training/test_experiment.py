@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pneumobatch import cli, cluster
 from pneumobatch.lineage import code_hash
@@ -90,6 +91,25 @@ def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_sa
     assert "too small" in (home / "index.html").read_text(encoding="utf-8")
 
 
+def test_scores_that_no_threshold_fits_fail_that_row_alone(
+    undisturbed: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "experiments" / "trial"
+    shutil.copytree(undisturbed / "experiments" / "trial", home)
+    (trial,) = (home / "trials").iterdir()
+    left = json.loads(trial.read_bytes())
+    # One normal film scores so high that its probability is 1.
+    left["validation_margins"] = [100.0 if label else -100.0 for label in left["validation_labels"]]
+    left["validation_margins"][left["validation_labels"].index(0)] = 1e6
+    trial.write_text(json.dumps(left))
+    words = command(job_file(tmp_path, "plain"), films, tmp_path)
+    assert cli.run([*words, "--training.target", "specificity", "--training.target_value", "1"]) == 1
+    (found,) = [row for row in results(tmp_path) if row["protocol"] == "paper_like"]
+    assert found["status"] == "failed" and "no threshold reaches specificity 1" in found["reason"]
+    assert "lower target_value, or choose target balanced" in (home / "index.html").read_text(encoding="utf-8")
+    assert cli.run(words) == 0  # for another target the same scores do
+
+
 def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_what_is_new(
     undisturbed: Path, engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +125,11 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "experiments").exists()
+    (checkpoint,) = states.glob("*/checkpoint.pt")
+    before_kill = torch.load(checkpoint, weights_only=True)["history"]  # it tells by the clock when it was made
     assert cli.run(command(job_file(tmp_path, "plain", "attention"), films, tmp_path)) == 0
+    trial = tmp_path / "experiments" / "trial" / "trials" / f"{checkpoint.parent.name}.json"
+    assert json.loads(trial.read_bytes())["history"][: len(before_kill)] == before_kill != []  # it did not start over
     expected = pq.read_table(undisturbed / "experiments" / "trial" / "predictions.parquet")
     found = pq.read_table(tmp_path / "experiments" / "trial" / "predictions.parquet")
     plain = found.filter(pc.equal(found["row"], "plain"))

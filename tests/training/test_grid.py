@@ -44,6 +44,13 @@ def test_committed_grids_are_whole(name: str) -> None:
     assert len({row.training.epochs for row in rows.values()}) == 1
 
 
+def test_the_sweep_chooses_by_shifted_films_and_changes_films_as_the_recipe_does() -> None:
+    sweep, best = (Job.model_validate(read_job(JOBS / f"{name}.toml")) for name in ("loss-sweep", "kermany-best"))
+    assert all(row.training.validation == "shifted" for row in grid.rows(sweep).values())
+    assert sweep.augmentation == best.augmentation
+    assert sweep.network == best.network.model_copy(update={"image_size": sweep.network.image_size})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -73,14 +80,21 @@ def test_a_level_with_an_unknown_key_is_refused() -> None:
         job({"loss": [{"name": "x", "loss": {"gama": 1}}]})
 
 
-def _split(labels: list[int]) -> Split:
-    films = pa.table({"image_id": [str(i) for i in range(len(labels))], "label": pa.array(labels, pa.int8())})
+def _split(labels: list[int], size: int = 9000) -> Split:
+    films = pa.table(
+        {
+            "image_id": [str(i) for i in range(len(labels))],
+            "label": pa.array(labels, pa.int8()),
+            "bytes": pa.array([9000] * (len(labels) - 1) + [size], pa.int64()),
+        }
+    )
     return Split(films, films, films, "")
 
 
 def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else() -> None:
-    def keys(labels: list[int], **sections: Any) -> list[str]:
-        return [trial.key for trial in grid.trials(job({"n": NETWORKS}, **sections), {"official": _split(labels)})]
+    def keys(labels: list[int], size: int = 9000, **sections: Any) -> list[str]:
+        splits = {"official": _split(labels, size)}
+        return [trial.key for trial in grid.trials(job({"n": NETWORKS}, **sections), splits)]
 
     keys_before = keys([0, 1])
     assert len(set(keys_before)) == 2
@@ -89,6 +103,7 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
     assert not set(keys([0, 1], training={"epochs": 7})) & set(keys_before)
     assert not set(keys([0, 1], augmentation={"flip": 0.1})) & set(keys_before)
     assert not set(keys([1, 1])) & set(keys_before)
+    assert not set(keys([0, 1], size=9001)) & set(keys_before)  # a film was mended under its name
     assert not set(keys([0, 1], experiment={"seeds": [5]})) & set(keys_before)
     assert keys([0, 1], experiment={"seeds": [0, 5]})[:2] == keys_before
 

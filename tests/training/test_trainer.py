@@ -1,11 +1,14 @@
 """Training end to end on a real local engine: bundle, two workers, a killed driver, a killed worker."""
 
 import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from safetensors.numpy import load_file
 
 from pneumobatch import cluster, storage, tables
 from pneumobatch.config import Job
+from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
@@ -70,6 +74,11 @@ def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> Non
     assert f"from {bundle.uncertain[0]:.4f} to {bundle.uncertain[1]:.4f}" in card
     assert "Research use only" in card
     assert bundle.model_id in card
+    lineage = bundle.training
+    assert lineage["code"] == code_hash() and f"code {code_hash()[:12]}" in card
+    assert re.fullmatch(r"1 × 2 CPU \(.+\), fp32", lineage["hardware"]) and lineage["hardware"] in card
+    began, ended = (datetime.fromisoformat(lineage[name]) for name in ("started_at", "ended_at"))
+    assert began.tzinfo and 0 <= (ended - began).total_seconds() <= lineage["seconds"] + 2
 
 
 def test_the_bundle_describes_its_validation_films_for_drift(undisturbed: str) -> None:
@@ -103,6 +112,16 @@ def test_a_reference_keeps_so_many_films_in_no_order() -> None:
     assert fold.unreadable == status.count("rejected") and len(fold.labels) == status.count("scored")
 
 
+def first_epoch(staging: Path) -> dict[str, float] | None:
+    """The first row of an unfinished run's history, once a checkpoint holds it; it tells by the clock when it was
+    made."""
+    history = staging / "history.json"
+    if not history.exists() or not (staging / "train" / "run" / "checkpoint_manager_snapshot.json").exists():
+        return None
+    row: dict[str, float] = json.loads(history.read_bytes())[0]
+    return row
+
+
 def _weights(uri: str) -> dict[str, np.ndarray[Any, Any]]:
     return load_file(Path(uri) / "model.safetensors")
 
@@ -114,9 +133,8 @@ def test_a_training_that_was_ended_goes_on_and_reaches_the_same_weights(
     command = [sys.executable, "-m", "pneumobatch", "train", "--archive.uri", str(films), "--output.uri", str(tmp_path)]
     command += [word for key, value in PLAN.items() for word in (f"--{key}", str(value))]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    run = tmp_path / "_staging" / "run" / "train" / "run"
     deadline = time.monotonic() + 150
-    while not any(run.glob("checkpoint_manager_snapshot.json")):
+    while not (before := first_epoch(tmp_path / "_staging" / "run")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -131,6 +149,7 @@ def test_a_training_that_was_ended_goes_on_and_reaches_the_same_weights(
     resumed = train(job(films, tmp_path))
     history = pq.read_table(Path(resumed.uri) / "history.parquet")
     assert history["epoch"].to_pylist() == [1, 2, 3, 4]
+    assert history.to_pylist()[0] == before  # it went on, and did not start over
     expected, found = _weights(undisturbed), _weights(resumed.uri)
     assert expected.keys() == found.keys()
     for name in expected:
@@ -142,11 +161,12 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
     import threading
 
     killed: list[int] = []
+    before: list[dict[str, float]] = []
 
     def kill_one_worker() -> None:
-        history = tmp_path / "_staging" / "run" / "history.json"
-        while not history.exists():
+        while not (row := first_epoch(tmp_path / "_staging" / "run")):
             time.sleep(0.05)
+        before.append(row)
         ours = {child.pid for child in psutil.Process().children(recursive=True)}
         found = psutil.process_iter(["cmdline"])  # which passes over what ends meanwhile
         workers = [p for p in found if p.pid in ours and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
@@ -159,7 +179,9 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
     trained = train(job(films, tmp_path, **{"training.workers": 2, "training.epochs": 6}))
     thread.join(timeout=5)
     assert killed
-    assert pq.read_table(Path(trained.uri) / "history.parquet")["epoch"].to_pylist() == [1, 2, 3, 4, 5, 6]
+    history = pq.read_table(Path(trained.uri) / "history.parquet")
+    assert history["epoch"].to_pylist() == [1, 2, 3, 4, 5, 6]
+    assert history.to_pylist()[:1] == before  # it went on, and did not start over
 
 
 def test_what_was_trained_screens_in_int8_by_its_own_ranges(undisturbed: str, films: Path, tmp_path: Path) -> None:
@@ -208,3 +230,16 @@ def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> No
         (folder / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="no film of .* has a label"):
         train(job(folder, tmp_path))
+    (folder / "NORMAL").mkdir()
+    for number in range(4):  # a first repair: the next start looks at that archive, and not for the one before
+        (folder / "NORMAL" / f"{number}.jpeg").write_bytes(b"%d" % number)
+    with pytest.raises(ValueError, match="the archive has 0 pneumonia patients"):
+        train(job(folder, tmp_path))
+
+
+def test_films_above_max_bytes_train_nothing_and_a_refused_start_can_be_mended(
+    engine: cluster.Resources, films: Path, tmp_path: Path
+) -> None:
+    for epochs in (1, 2):  # of one run_id
+        with pytest.raises(ValueError, match="too few readable films of a class"):
+            train(job(films, tmp_path, **{"archive.max_bytes": 1024, "training.epochs": epochs}))
