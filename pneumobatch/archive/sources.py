@@ -139,7 +139,7 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
             kind = None if column is None else table.schema_arrow.field(column).type
             stated = [
                 name
-                for name, fits in (("size", pa.types.is_integer), ("etag", pa.types.is_string))
+                for name, fits in (("size", pa.types.is_integer), ("etag", _is_text))
                 if name in names and fits(table.schema_arrow.field(name).type)
             ]
     except _TELLING:
@@ -154,10 +154,14 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
         if not 0 <= count <= file.size:  # of no byte at all is no image
             raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} images, and is not as many bytes long")
         yield from _rows(count, uri, column, file)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    elif _is_text(kind):
         yield from _manifest(config, folder, uri, _parquet_batches(uri, [column, *stated]))
     else:
         raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.uri_column) holds what is no path")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 _TELLING = (PermissionError, FileNotFoundError)
