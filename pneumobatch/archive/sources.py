@@ -161,7 +161,7 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 _TELLING = (PermissionError, FileNotFoundError)

@@ -6,6 +6,7 @@ run of the model has taken is new, whenever it came. A second start in the same 
 
 from typing import Any, NamedTuple
 
+from pneumobatch import lease
 from pneumobatch.archive import catalog
 from pneumobatch.cluster import NoWorkerError
 from pneumobatch.config import Job
@@ -14,7 +15,7 @@ from pneumobatch.evaluation.labels import require_joinable
 from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
-from pneumobatch.screening import gauges, lease, ledger, runs
+from pneumobatch.screening import gauges, ledger, runs
 from pneumobatch.screening.explain import explain
 from pneumobatch.screening.pipeline import already, finish
 from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series

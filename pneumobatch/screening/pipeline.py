@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.util.metrics import Counter
 
-from pneumobatch import __version__, cluster
+from pneumobatch import __version__, cluster, lease
 from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Job, Screening
@@ -21,7 +21,6 @@ from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware
 from pneumobatch.progress import say, track
-from pneumobatch.screening import lease
 from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pneumobatch import cluster, metrics, storage
+from pneumobatch import cluster, lease, metrics, storage
 from pneumobatch.archive import catalog
 from pneumobatch.config import Job
 from pneumobatch.evaluation import comparison, comparison_report
@@ -43,6 +43,7 @@ def experiment(job: Job) -> Experimented:
 
     Raises:
         ValueError: The grid, the archive or its labels do not allow it.
+        RuntimeError: Another start is at work on this experiment.
     """
     baseline = grid.baseline(job)
     plans: dict[str, Split | NotRun] = {name: protocols.split(job, name) for name in job.experiment.protocols}
@@ -57,7 +58,13 @@ def experiment(job: Job) -> Experimented:
             "experiment.early_stopping: stops trials by their validation scores, which rows that differ in "
             "training.validation take from different films; give all rows one"
         )
-    trials = grid.trials(job, splits)
+    with lease.hold(job.output.uri, f"experiment-{job.experiment.name}"):
+        return _completed(job, baseline, plans, grid.trials(job, splits))
+
+
+def _completed(job: Job, baseline: str, plans: Mapping[str, Split | NotRun], trials: Sequence[Trial]) -> Experimented:
+    """Runs the trials that are left, and writes what is known of all."""
+    splits = {name: plan for name, plan in plans.items() if isinstance(plan, Split)}
     kept = {trial.key: found for trial in trials if (found := tune.kept(trial))}
     left = [trial for trial in trials if trial.key not in kept]
     for trial in trials:

@@ -22,7 +22,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from pneumobatch import __version__, cluster, metrics, storage, tables
+from pneumobatch import __version__, cluster, lease, metrics, storage, tables
 from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Gate, Job
@@ -80,7 +80,7 @@ def train(job: Job) -> Trained:
 
     Raises:
         ValueError: The archive, its labels or the network do not allow it.
-        RuntimeError: Training failed more often than `training.max_failures`.
+        RuntimeError: Training failed more often than `training.max_failures`, or another start is at work on this run.
     """
     code = code_hash()  # now: the files may change while it trains
     films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
@@ -90,35 +90,36 @@ def train(job: Job) -> Trained:
     run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{fingerprint[:8]}"
     target = storage.join(job.output.uri, "bundles", run_id)
     staging = storage.join(job.output.uri, "_staging", run_id)
-    if _finished(fingerprint, target, staging):
-        return Trained(run_id, target, bundles.load(target))
-    known = usable(films, str(job.archive.uri))
-    plan = job.training
-    held = validation_fold(
-        known["label"].to_pylist(), known["patient"].to_pylist(), plan.validation_fraction, plan.seed,
-        shifted=plan.validation == "shifted",
-    )  # fmt: skip
-    beginning = time.time()
-    with cluster.engine(job.cluster) as resources:
-        size = job.network.image_size
-        training = decode(job, resources, known.filter(pa.array(~held)), cache_size(job), "decode training films")
-        validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
-        require_classes(training, "training")
-        require_classes(validation, "validation")
-        started_at = _pin(fingerprint, staging)  # not before: what is refused can be mended under its name
-        there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-        state, logits = _fit(job, there, training, validation, run_id, staging)
-    lineage = {
-        "fingerprint": fingerprint,
-        "code": code,
-        "hardware": state["hardware"],  # None: a run whose last epoch is an older version's
-        "started_at": started_at,
-        "ended_at": _now(),
-        "seconds": round(time.time() - beginning, 1),
-    }
-    trained = _bundle(job, target, state, logits, validation, _data(films, known, training, validation), lineage)
-    storage.delete(staging)
-    return Trained(run_id, target, trained)
+    with lease.hold(job.output.uri, f"train-{run_id}"):
+        if _finished(fingerprint, target, staging):
+            return Trained(run_id, target, bundles.load(target))
+        known = usable(films, str(job.archive.uri))
+        plan = job.training
+        held = validation_fold(
+            known["label"].to_pylist(), known["patient"].to_pylist(), plan.validation_fraction, plan.seed,
+            shifted=plan.validation == "shifted",
+        )  # fmt: skip
+        beginning = time.time()
+        with cluster.engine(job.cluster) as resources:
+            size = job.network.image_size
+            training = decode(job, resources, known.filter(pa.array(~held)), cache_size(job), "decode training films")
+            validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
+            require_classes(training, "training")
+            require_classes(validation, "validation")
+            started_at = _pin(fingerprint, staging)  # not before: what is refused can be mended under its name
+            there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
+            state, logits = _fit(job, there, training, validation, run_id, staging)
+        lineage = {
+            "fingerprint": fingerprint,
+            "code": code,
+            "hardware": state["hardware"],  # None: a run whose last epoch is an older version's
+            "started_at": started_at,
+            "ended_at": _now(),
+            "seconds": round(time.time() - beginning, 1),
+        }
+        trained = _bundle(job, target, state, logits, validation, _data(films, known, training, validation), lineage)
+        storage.delete(staging)
+        return Trained(run_id, target, trained)
 
 
 def _finished(fingerprint: str, target: str, staging: str) -> bool:

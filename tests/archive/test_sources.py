@@ -104,7 +104,10 @@ def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
         if suffix == "csv":
             manifest.write_text(f"uri,size,etag\n{s3}/a.png,3,{file.version}\n")
         else:
-            pq.write_table(pa.table({"uri": [f"{s3}/a.png"], "size": [3], "etag": pa.array([file.version], pa.large_string())}), manifest)
+            pq.write_table(
+                pa.table({"uri": [f"{s3}/a.png"], "size": [3], "etag": pa.array([file.version], pa.large_string())}),
+                manifest,
+            )
         assert catalog.build(Archive(uri=str(manifest), roots=(s3,))).equals(catalog.build(Archive(uri=s3)))
 
 

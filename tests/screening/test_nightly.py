@@ -17,9 +17,9 @@ from pneumobatch import cluster, storage
 from pneumobatch.archive import catalog, phantoms
 from pneumobatch.config import Archive, Job
 from pneumobatch.identity import SITE_KEY
+from pneumobatch.lease import HeldError
 from pneumobatch.models import bundle as bundles
 from pneumobatch.screening import ledger, pipeline, runs
-from pneumobatch.screening.lease import HeldError
 from pneumobatch.screening.nightly import night
 from pneumobatch.screening.runs import OverBudgetError
 from pneumobatch.screening.scorer import Plan

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pneumobatch import storage
-from pneumobatch.screening import lease
-from pneumobatch.screening.lease import HeldError
+from pneumobatch import lease, storage
+from pneumobatch.lease import HeldError
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +35,7 @@ def test_the_second_says_who_holds_it_and_gets_it_afterwards(tmp_path: Path) -> 
 
 def test_a_killed_process_of_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pneumobatch.screening import lease\n"
+        "import sys, time; from pneumobatch import lease\n"
         "with lease.hold(sys.argv[1], 'x'): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
