@@ -52,6 +52,11 @@ def test_a_short_series_has_no_steady_state() -> None:
     [
         ({}, [("fp32", False), ("bf16", False), ("bf16", True)]),
         ({"compile": False}, [("fp32", False), ("bf16", False)]),
+        (
+            {"precision": "int8"},
+            [("fp32", False), ("bf16", False), ("int8", False), ("bf16", True), ("int8", True)],
+        ),
+        ({"precision": "int8", "compile": False}, [("fp32", False), ("bf16", False), ("int8", False)]),
         ({"precision": "fp32"}, [("fp32", False), ("bf16", False), ("fp32", True)]),
         ({"precision": "fp32", "hardware_precision": "fp32", "compile": False}, [("fp32", False)]),
     ],
@@ -166,13 +171,14 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
                 {
                     "archive": {"uri": str(tmp_path / "films")},
                     "screening": {"bundle": bundle_uri, "batch_size": 2, "block_images": 2, "compile": "off"},
-                    "bench": {"images": 12, "training_epochs": 1},
+                    "bench": {"images": 12, "training_epochs": 1, "image_counts": [12], "catalog_sizes": [200]},
                     "training": {"batch_size": 4, "validation_fraction": 0.4},
                     "cluster": {"num_cpus": 1, "object_store_gb": 0.2},
                 }
             )
         )
     )
+    text, _, sizes = text.partition("cost against size")
     rows = {
         match[1].strip(): [float(value.replace(",", "")) for value in match[2].split()]
         for match in re.finditer(r"^ *(\S.*?\S)((?: +[\d.,]+(?:e\+\d+)?){4}) *$", text, re.MULTILINE)
@@ -202,4 +208,10 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
     ):
         assert re.search(rf"^{line} ", text, re.MULTILINE), line
     assert "left out" in text  # the planted defects
+    # Images, images/s, steady (of so few perhaps none), first s, and four peaks of memory.
+    assert re.search(r"^ *12 +[\d.]+ +(?:–|[\d.]+) +[\d.]+(?: +[\d,]+){4} *$", sizes, re.MULTILINE), sizes
+    assert re.search(r"rows +catalogue +publish +anti-join +summary", sizes), sizes
+    night = re.search(r"^ *200((?: +[\d.]+ / [\d,]+){4}) *$", sizes, re.MULTILINE)
+    assert night, sizes
+    assert all(int(peak.replace(",", "")) > 30 for peak in re.findall(r"/ ([\d,]+)", night[1])), sizes
     assert not (tmp_path / "outputs").exists()

@@ -26,7 +26,7 @@ def trials(folder: Path, *, early_stopping: bool) -> list[Trial]:
             "output": {"uri": str(folder)},
         }
     )
-    films = pa.table({"image_id": ["0", "1"], "label": pa.array([0, 1], pa.int8())})
+    films = pa.table({"image_id": ["0", "1"], "label": pa.array([0, 1], pa.int8()), "bytes": [9000, 9000]})
     return grid.trials(job, {"official": Split(films, films, films, "")})
 
 
