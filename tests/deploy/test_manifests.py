@@ -17,7 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
 from pneumobatch import cli
-from pneumobatch.screening import pipeline
+from pneumobatch.screening import gauges, pipeline
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -300,11 +300,12 @@ def test_the_dashboard_asks_only_for_metrics_that_are_exported() -> None:
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     exported = set(re.findall(r"\b(?:ray|autoscaler)_\w+", "".join(p.read_text() for p in folder.glob("*_panels.py"))))
     assert len(asked) >= 12
-    own = re.findall(r'Counter\("(\w+)"', Path(pipeline.__file__).read_text())
-    assert asked - exported == {f"ray_{name}_total" for name in own}
+    counted = re.findall(r'Counter\("(\w+)"', Path(pipeline.__file__).read_text())
+    gauged = re.findall(r'Gauge\("(\w+)"', Path(gauges.__file__).read_text())
+    assert asked - exported == {*(f"ray_{name}_total" for name in counted), *(f"ray_{name}" for name in gauged)}
     # A counter appears with its first films already counted: what it grew by since it was first seen misses them.
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    (missed,) = (text for text in expressions if re.search(rf"ray_{own[0]}_total{{[^}}]*status!=", text))
+    (missed,) = (text for text in expressions if re.search(rf"ray_{counted[0]}_total{{[^}}]*status!=", text))
     assert "max_over_time(" in missed and "increase(" not in missed and "delta(" not in missed
     positions = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(positions)) == len(positions)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pneumobatch import cli, cluster
+from pneumobatch import cli, cluster, lease
 from pneumobatch.lineage import code_hash
 
 pytestmark = pytest.mark.engine
@@ -71,6 +71,12 @@ def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest
     output = tmp_path_factory.mktemp("undisturbed")
     assert cli.run(command(job_file(output, "plain", "too small"), films, output)) == 1
     return output
+
+
+def test_of_two_starts_at_once_one_works(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lease.hold(str(tmp_path), "experiment-trial"):
+        assert cli.run(command(job_file(tmp_path, "plain"), films, tmp_path)) == 1
+    assert "failed: experiment-trial is held by process" in capsys.readouterr().err
 
 
 def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_says_why(undisturbed: Path) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from pneumobatch import cluster, storage, tables
+from pneumobatch import cluster, lease, storage, tables
 from pneumobatch.config import Job
 from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
@@ -55,6 +55,12 @@ def job(films: Path, output: Path, **changes: Any) -> Job:
 def undisturbed(engine: cluster.Resources, films: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """One worker, from the first epoch to the last."""
     return train(job(films, tmp_path_factory.mktemp("undisturbed"))).uri
+
+
+def test_of_two_starts_at_once_one_trains(films: Path, tmp_path: Path) -> None:
+    with lease.hold(str(tmp_path), "train-run"), pytest.raises(lease.HeldError, match="train-run is held by process"):
+        train(job(films, tmp_path))
+    assert not (tmp_path / "_staging").exists()
 
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
