@@ -24,6 +24,10 @@ T = TypeVar("T")
 SILENCE_SECONDS = 60.0
 """After so long without a result a job looks at the cluster, and says so if it lacks workers."""
 
+GIVE_UP = signal.SIGUSR2
+"""Ends a wait as an interrupt does: whatever a job waits in, Ray's calls have no other end in common. Not SIGINT,
+which is ignored in the background of a shell."""
+
 BUSY_SILENCES = 5
 """After so many times as long it says so as well if the cluster is only busy."""
 
@@ -215,6 +219,8 @@ def awaited(
         return
     last, done, given_up, patience = time.monotonic(), threading.Event(), "", config.patience_minutes * 60
     waits = threading.current_thread()
+    if waits is threading.main_thread():
+        signal.signal(GIVE_UP, signal.default_int_handler)
 
     def came() -> None:
         nonlocal last
@@ -230,8 +236,7 @@ def awaited(
             lacks = now - max(last, sufficed)
             if lacks >= patience and waits is threading.main_thread():
                 given_up = str(found)
-                # Whatever the job waits in, an interrupt is what ends it; Ray's calls have no other end in common.
-                signal.pthread_kill(int(waits.ident or 0), signal.SIGINT)
+                signal.pthread_kill(int(waits.ident or 0), GIVE_UP)
                 return
             if now - max(last, said) >= SILENCE_SECONDS * (1 if lacks else BUSY_SILENCES):
                 said = now

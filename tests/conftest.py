@@ -1,6 +1,7 @@
 """What tests share: one small archive, one small bundle, one local engine for the whole session."""
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from tests import ceph as ceph_store
 from tests import untrained
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """A suite in a shell's background ignores interrupts, and so would the commands that tests start and interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
