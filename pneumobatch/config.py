@@ -98,7 +98,8 @@ class Archive(Section):
     subgroups: tuple[str, ...] = ("etiology", "age_band", "sex", "view", "manufacturer", "site")
     """Columns of `labels` carried to the predictions as subgroups; those that are absent are left out."""
     patients: Literal["auto", "kermany", "none"] = "auto"
-    """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found)."""
+    """How patients are known: from the label table, from Kermany's file names, or not at all (auto: as found, but
+    normal films by their names only below NORMAL/)."""
     roots: tuple[Uri, ...] = ()
     """Folders or prefixes that a manifest may point into; default: a Parquet manifest's own folder. An S3 inventory
     needs them."""
