@@ -105,9 +105,9 @@ def object_store_bytes(config: Cluster) -> int:
     return min(machine_memory() // 4, 8 * 2**30)
 
 
-def attached(config: Cluster) -> bool:
-    """Whether `engine` attaches to a cluster: by cluster.address, or because the environment names one."""
-    return bool(config.address or os.environ.get("RAY_ADDRESS"))
+def address_of(config: Cluster) -> str | None:
+    """The cluster that `engine` attaches to: cluster.address, or what the environment names; None: a local engine."""
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def engine(config: Cluster) -> Iterator[Resources]:
     import ray.data
 
     started = not ray.is_initialized()
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(config)
     if address and address.startswith(("http://", "https://")):
         # The job file that was submitted names the cluster's job server; the job itself is told where it runs.
         address = os.environ.get("RAY_ADDRESS", address)

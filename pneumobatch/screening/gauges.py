@@ -25,7 +25,7 @@ def drift(config: Cluster, measured: pa.Table) -> None:
         measured: `tables.drift_schema`.
     """
     judged = measured.filter(pc.is_valid(measured["bound"]))
-    if not len(judged) or not cluster.attached(config):
+    if not len(judged) or not cluster.address_of(config):
         return
     with cluster.engine(config):
         gauge = Gauge("pneumobatch_drift", "A night's drift, as a share of what counts as drifted.", TAGS)

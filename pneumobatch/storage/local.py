@@ -73,17 +73,16 @@ def create(path: str, data: bytes) -> bool:
         except FileExistsError:
             return target.read_bytes() == data
         except OSError as error:
-            if error.errno in _NO_LINKS:  # exFAT, some network and cloud mounts
-                raise _NoLinksError from None
-            raise
+            if error.errno not in _NO_LINKS:  # those of exFAT, and of some network and cloud mounts
+                raise
+            raise OSError(
+                f"{target.parent}: its file system has no hard links, which publishing needs; give an output.uri on a "
+                "disk that has them, or in an object store"
+            ) from None
     return True
 
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-class _NoLinksError(Exception):
-    """The file system has no hard links, by which a file is made whole and only once."""
 
 
 @contextmanager
@@ -91,13 +90,10 @@ def _told(folder: Path) -> Iterator[None]:
     """Names the folder that cannot be written: it is the output's, which holds no identity."""
     try:
         yield
-    except _NoLinksError:
-        raise OSError(
-            f"{folder}: its file system has no hard links, which publishing needs; give an output.uri on a disk that "
-            "has them, or in an object store"
-        ) from None
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else type(error).__name__
+        if not error.errno:  # not the system's: told already
+            raise
+        why = os.strerror(error.errno)
         raise type(error)(
             f"{folder}: cannot be written: {why}; make room or give permission there, or another output.uri"
         ) from None

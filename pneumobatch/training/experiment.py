@@ -59,12 +59,14 @@ def experiment(job: Job) -> Experimented:
             "training.validation take from different films; give all rows one"
         )
     with lease.hold(job.output.uri, f"experiment-{job.experiment.name}"):
-        return _completed(job, baseline, plans, grid.trials(job, splits))
+        return _completed(job, baseline, plans, splits)
 
 
-def _completed(job: Job, baseline: str, plans: Mapping[str, Split | NotRun], trials: Sequence[Trial]) -> Experimented:
+def _completed(
+    job: Job, baseline: str, plans: Mapping[str, Split | NotRun], splits: Mapping[str, Split]
+) -> Experimented:
     """Runs the trials that are left, and writes what is known of all."""
-    splits = {name: plan for name, plan in plans.items() if isinstance(plan, Split)}
+    trials = grid.trials(job, splits)
     kept = {trial.key: found for trial in trials if (found := tune.kept(trial))}
     left = [trial for trial in trials if trial.key not in kept]
     for trial in trials:
