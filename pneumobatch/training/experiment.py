@@ -16,9 +16,9 @@ from pneumobatch.evaluation import comparison, comparison_report
 from pneumobatch.evaluation.comparison import Entry
 from pneumobatch.progress import say
 from pneumobatch.training import grid, protocols, tune
+from pneumobatch.training.folds import cache_size, decode, require_classes
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.protocols import NotRun, Split
-from pneumobatch.training.trainer import cache_size, decode, require_classes
 
 if TYPE_CHECKING:
     import ray

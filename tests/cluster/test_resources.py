@@ -5,7 +5,7 @@ import pytest
 from pneumobatch.cluster import Node, Resources
 from pneumobatch.config import Screening
 from pneumobatch.screening.pipeline import pool
-from pneumobatch.training.trainer import _cpus_per_worker
+from pneumobatch.training.fit import _cpus_per_worker
 
 
 @pytest.mark.parametrize(

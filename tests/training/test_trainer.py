@@ -27,7 +27,9 @@ from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
 from pneumobatch.screening.pipeline import screen
-from pneumobatch.training.trainer import Fold, _reference, train
+from pneumobatch.training.folds import Fold
+from pneumobatch.training.shipping import _reference
+from pneumobatch.training.trainer import train
 
 pytestmark = pytest.mark.engine
 

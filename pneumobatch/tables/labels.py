@@ -1,0 +1,50 @@
+"""Label tables as people write them."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pneumobatch.tables.columns import KEYED
+
+_KEY_COLUMNS = ("uri", "image_id", "path", "file", "filename", "image", "name")
+
+
+def label_columns(names: Sequence[str], key: str | None, label: str, where: str) -> tuple[str, str]:
+    """Returns the columns of a label table that hold the image's name (or accession, study, instance) and its class.
+
+    Raises:
+        ValueError: One is not there; the message begins with `where` and names the key to set.
+    """
+    candidates = (*_KEY_COLUMNS, *KEYED)
+    found = key or next((name for name in candidates if name in names), None)
+    for option, column in (("key_column", found), ("label_column", label)):
+        if column not in names:
+            missing = f"no column {column}" if column else f"none of the columns {', '.join(candidates)}"
+            raise ValueError(f"{where}: {missing}; set archive.{option} to one of {', '.join(names)}")
+    assert found is not None
+    return found, label
+
+
+_CLASSES = {"pneumonia": 1, "1": 1, "true": 1, "normal": 0, "0": 0, "false": 0}
+
+_UNKNOWN = {"", "pending", "unknown", "null", "nan"}
+
+
+def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """Reads classes as people write them, int8: 1 (pneumonia), 0 (normal), NULL (empty, pending, unknown).
+
+    Raises:
+        ValueError: A value is none of these. The message begins with `where` and names the row, not the value: a wrong
+            column may hold a name.
+    """
+    spelled = cells.combine_chunks().dictionary_encode()
+    texts = [text.strip().lower().removesuffix(".0") for text in spelled.dictionary.to_pylist()]
+    wrong = [place for place, text in enumerate(texts) if text not in _CLASSES and text not in _UNKNOWN]
+    if wrong:
+        row = pc.index(pc.is_in(spelled.indices, pa.array(wrong, spelled.indices.type)), True).as_py() + 1
+        raise ValueError(
+            f"{where}: row {row}: the label is none of 1, 0, PNEUMONIA, NORMAL, true, false, pending or empty"
+        )
+    classes = pa.array([_CLASSES.get(text) for text in texts], pa.int8())
+    return pa.chunked_array([classes.take(spelled.indices)])

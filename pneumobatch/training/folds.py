@@ -1,0 +1,85 @@
+"""Films → decoded folds in the object store, which all of a run's epochs read."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from pneumobatch import cluster, tables
+from pneumobatch.archive.films import FilmDecoder
+from pneumobatch.config import Gate, Job
+from pneumobatch.progress import say
+from pneumobatch.tables import Status
+
+BLOCK_FILMS = 256
+"""Films a decode task."""
+
+
+class Fold(NamedTuple):
+    """Decoded films of one side of the split."""
+
+    blocks: list["ray.ObjectRef[pa.Table]"]
+    """References of Arrow blocks in the object store, films in order."""
+    films: pa.Table
+    """One row a film, in order: status, label, image statistics and the attributes of `tables.reference_schema`."""
+
+    @property
+    def readable(self) -> pa.Table:
+        """The films that have a picture."""
+        return self.films.filter(pc.equal(self.films["status"], Status.SCORED.value))
+
+    @property
+    def labels(self) -> np.ndarray[Any, np.dtype[np.int8]]:
+        """Labels of the readable films."""
+        return self.readable["label"].to_numpy()  # type: ignore[no-any-return]
+
+    @property
+    def unreadable(self) -> int:
+        """Films without a picture."""
+        return len(self.films) - len(self.labels)
+
+
+def cache_size(job: Job) -> int:
+    """Side of the decoded training films: a seventh larger than the input, so that crops keep their detail."""
+    return round(job.network.image_size * 8 / 7)
+
+
+def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, title: str) -> Fold:
+    """Decodes films once, by the decoder that screening uses; they stay in the object store as uint8.
+
+    Columns in: image_id, uri, label. Out: those of `archive.films` and label, one row a film, in order.
+
+    Raises:
+        cluster.NoWorkerError: The cluster has no worker, and none came.
+    """
+    decoder = FilmDecoder(size, job.archive.max_pixels, Gate(allow_any_age=True), max_bytes=job.archive.max_bytes)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True  # a resumed run sees the same order
+    rows = films.select(["image_id", "uri", "label"]).combine_chunks()
+    chunks = [rows.slice(start, BLOCK_FILMS) for start in range(0, len(rows), BLOCK_FILMS)]
+
+    def decode_chunk(chunk: pa.Table) -> pa.Table:
+        return decoder(chunk).append_column("label", chunk["label"])
+
+    stage = ray.data.from_arrow(chunks).map_batches(decode_chunk, batch_format="pyarrow", batch_size=None)
+    say(f"{title}: {len(rows)} at {size} px")
+    with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
+        decoded = stage.materialize()
+    described = [name for name in tables.reference_schema().names if name != "probability"]
+    summary = decoded.select_columns([*described, "label"])
+    return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
+
+
+def require_classes(fold: Fold, name: str) -> None:
+    """Refuses decoded films that cannot train or judge a network.
+
+    Raises:
+        ValueError: The fold of that name has no readable film of a class.
+    """
+    if len(set(fold.labels.tolist())) < 2:
+        raise ValueError(
+            f"archive: too few readable films of a class are left: the {name} films have one class or none; "
+            "pneumobatch screen says what became of each film"
+        )
