@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from pneumobatch.models.hardware import described, hardware_precision
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
 from pneumobatch.training import augment
+from pneumobatch.training.synchronised import Synchronised
 
 CHECKPOINT = "state.pt"
 
@@ -126,8 +128,12 @@ class Trainer:
         average = _moving_average(job.training.ema_decay)
         self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         self.model: nn.Module = self.network
+        self.together: AbstractContextManager[object] = Synchronised() if shard.world > 1 else nullcontext()
         if shard.world > 1:
-            self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+            # Statistics are the same on all workers, as they are synchronised: no buffer needs to be sent.
+            self.model = nn.parallel.DistributedDataParallel(
+                self.network, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         wanted = job.training.precision
         self.arithmetic = hardware_precision(device.type) if wanted == "auto" else wanted
         self.epoch = 0
@@ -158,7 +164,9 @@ class Trainer:
             fate = augment.draw(self.job.augmentation, whole, generator)
             fate = fate[self.shard.rank :: self.shard.world].to(self.device)
             pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
-            loss = self.loss(self.logits(self.model, pixels), films.labels[rows].to(self.device))
+            with self.together:
+                logits = self.logits(self.model, pixels)
+            loss = self.loss(logits, films.labels[rows].to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
             # DDP takes the mean over workers; where a batch does not divide evenly, a larger part counts for more.
             (loss * (len(rows) * self.shard.world / whole)).backward()
@@ -207,9 +215,6 @@ class Trainer:
         """Scores films as screening would, or changed by `augment.apply` as `fate_NF` says; float32[N, 2], in order."""
         network = self.shipped()
         network.eval()
-        if self.shard.world > 1:  # running statistics differ by worker; the fold is scored by one network
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
         logits = np.zeros((len(films), 2), np.float32)
         mine = torch.arange(self.shard.rank, len(films), self.shard.world)
         for rows in torch.split(mine, max(self.job.training.batch_size // self.shard.world, 1)):

@@ -22,8 +22,7 @@ from tests.faults import Rule
 pytestmark = [pytest.mark.engine, pytest.mark.lane_engine]
 
 TRAINING = {
-    # Without batch normalisation, whose statistics every worker takes from its own part of a batch.
-    "network.name": "timm/test_convnext",
+    "network.name": "attention_resnet18",
     "network.image_size": "32",
     "training.run_id": "run",
     "training.batch_size": "13",  # which two workers cannot share evenly
