@@ -278,10 +278,10 @@ def _native_noise_in_log() -> Iterator[None]:
 
     RAY_BACKEND_LOG_LEVEL would be the switch for it, but announces itself on the console it is meant to keep quiet.
     """
-    log = Path(tempfile.gettempdir()) / f"pneumobatch-{os.getpid()}.log"
     console, python_stderr = os.dup(2), sys.stderr
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
+    descriptor, log = tempfile.mkstemp(prefix="pneumobatch-", suffix=".log")
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
     sys.stderr = os.fdopen(os.dup(console), "w", buffering=1) if python_stderr is sys.__stderr__ else python_stderr
     try:
         yield
@@ -291,4 +291,4 @@ def _native_noise_in_log() -> Iterator[None]:
         sys.stderr = python_stderr
         os.dup2(console, 2)
         os.close(console)
-        log.unlink(missing_ok=True)
+        Path(log).unlink(missing_ok=True)

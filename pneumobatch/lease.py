@@ -54,9 +54,12 @@ class Lease:
         """Gives the lease back, unless another has it by now."""
         self._stop.set()
         self._thread.join()
-        latest = _latest(self.folder)
-        if latest and latest[0] == self.epoch:
-            self._write(released=True)
+        try:
+            latest = _latest(self.folder)
+            if latest and latest[0] == self.epoch:
+                self._write(released=True)
+        except OSError as error:  # what was done under the lease is done, or has failed for a reason of its own
+            say(f"lease: could not be given back ({type(error).__name__}); the next start waits {DEAD_SECONDS:.0f} s")
 
     def _live(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):

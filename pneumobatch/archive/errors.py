@@ -21,6 +21,7 @@ class Reason(StrEnum):
     CRASHED = "crashed"  # every process that tried to decode it died or hung
     MISSING = "missing"  # for callers: the object is in the catalogue and no longer in the archive
     UNREADABLE = "unreadable"  # for callers: the store failed to give the object
+    NOT_FINITE = "not_finite"  # for callers: the network made no number of the picture
 
 
 _TEXT = {
@@ -38,6 +39,7 @@ _TEXT = {
     Reason.CRASHED: "the decoder died of the file",
     Reason.MISSING: "the object is no longer in the archive",
     Reason.UNREADABLE: "the store could not give the object",
+    Reason.NOT_FINITE: "the network made no number of the picture",
 }
 
 

@@ -1,4 +1,4 @@
-"""Files that an archive holds and its catalogue has no row for: counted in its metadata, not passed over in silence."""
+"""What a catalogue's rows do not tell of its archive: counted in its metadata, not passed over in silence."""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,25 @@ TEXTS = {
 """What is left out, and what people call it."""
 
 
+DICOM = "dicom"
+"""Counts the files without a row whose names are those of DICOM files."""
+
+
 def marked(catalog: pa.Table, counts: Mapping[str, int]) -> pa.Table:
     """Writes into a catalogue how many files were left out, by reason (a key of `TEXTS`)."""
     note = json.dumps({why: counts[why] for why in TEXTS if counts.get(why)})
-    return catalog.replace_schema_metadata((catalog.schema.metadata or {}) | {"left_out": note})
+    catalog = catalog.replace_schema_metadata((catalog.schema.metadata or {}) | {"left_out": note})
+    return beside_dicom(catalog) if counts.get(DICOM) or "dicom" in catalog["format"].unique().to_pylist() else catalog
+
+
+def beside_dicom(films: pa.Table) -> pa.Table:
+    """Marks that DICOM files lie beside these films, or may: their folders name patients too."""
+    return films.replace_schema_metadata((films.schema.metadata or {}) | {DICOM: "beside"})
+
+
+def is_beside_dicom(films: pa.Table) -> bool:
+    """Whether `beside_dicom` has marked the films, or those of which they were chosen."""
+    return DICOM.encode() in (films.schema.metadata or {})
 
 
 def counted(catalog: pa.Table) -> dict[str, int]:

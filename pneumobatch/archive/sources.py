@@ -12,6 +12,7 @@ from pyarrow import csv
 
 from pneumobatch import storage
 from pneumobatch.archive import inventory, roots
+from pneumobatch.archive.left_out import DICOM
 from pneumobatch.config import Archive
 
 SCHEMA = pa.schema({"path": pa.string(), "uri": pa.string(), "size": pa.int64(), "version": pa.string()})
@@ -30,7 +31,7 @@ def entries(config: Archive, left_out: Counter[str]) -> Iterator[pa.RecordBatch]
     Args:
         config: The archive.
         left_out: Counts what is there and is no entry: `hidden` (files, and folders of a local archive as one each,
-            whose names begin with . or _; a manifest may name them) and `excluded`.
+            whose names begin with . or _; a manifest may name them) and `excluded`; of all these, `left_out.DICOM`.
 
     Raises:
         ValueError: The archive is not named, does not exist, or a manifest of it is refused.
@@ -57,7 +58,10 @@ def entries(config: Archive, left_out: Counter[str]) -> Iterator[pa.RecordBatch]
 
 def _kept(batch: pa.RecordBatch, keep: pa.Array, left_out: Counter[str], why: str) -> pa.RecordBatch:
     kept = batch.filter(keep)
-    left_out[why] += len(batch) - len(kept)
+    if without := len(batch) - len(kept):
+        names = batch["path"].filter(pc.invert(keep))
+        left_out[why] += without
+        left_out[DICOM] += pc.sum(pc.match_substring_regex(names, r"(?i)\.(dcm|dicom)$"), min_count=0).as_py()
     return kept
 
 

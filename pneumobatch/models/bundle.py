@@ -124,6 +124,9 @@ def load(uri: str) -> Bundle:
         raise ValueError(f"screening.bundle: {uri} holds no bundle.json; give the folder that `train` wrote") from None
     except ValidationError as error:
         raise ValueError(f"screening.bundle: {uri}/bundle.json is not valid: {error}") from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"screening.bundle: {uri}/bundle.json cannot be read: {why}") from None
     if not bundle.model_id.endswith(bundle.identity()[:12]):
         raise ValueError(
             f"screening.bundle: {uri}/bundle.json was changed: its threshold, calibration or preprocessing does not "

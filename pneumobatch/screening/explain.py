@@ -14,7 +14,7 @@ from pneumobatch.evaluation.explained import Explained
 from pneumobatch.evaluation.published import Bundle, Record
 
 GONE = "none of the films is where it was screened, and as it was"
-DICOM = "the run holds DICOM films, and no picture of these leaves the archive"
+DICOM = "the archive holds DICOM films, and no picture leaves an archive of these"
 
 
 def explain(job: Job, record: Record, bundle: Bundle, films: pa.Table) -> Explained:
@@ -34,7 +34,8 @@ def explain(job: Job, record: Record, bundle: Bundle, films: pa.Table) -> Explai
     from pneumobatch.screening.look import Look
 
     look = Look(job, record, bundle)
-    if options.heat_maps and "dicom" in films["format"].unique().to_pylist():
+    dicom = record.get("beside_dicom") or "dicom" in films["format"].unique().to_pylist()
+    if options.heat_maps and dicom:
         found = found._replace(without_pictures=DICOM)
     elif options.heat_maps:
         shown = look.at(pictures.chosen(known, options.heat_maps))

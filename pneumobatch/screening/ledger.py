@@ -12,10 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pneumobatch import storage, tables
+from pneumobatch.archive import left_out
 from pneumobatch.screening.runs import PASSING, read_json
 from pneumobatch.tables import Status
 
-_KEY = ["image_id", "version", "status", "reason"]
+_KEY = ["image_id", "version", "status", "reason", "format"]
+
+_LATEST = "SELECT * FROM done QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY night DESC) = 1"
 
 
 def published(output: str) -> list[dict[str, Any]]:
@@ -68,44 +71,67 @@ def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> p
         model_id: The model; another one's runs do not count.
         films: The archive (`catalog.build`).
         pinned: Ids of runs that are not published yet and answer for their films themselves.
+
+    Returns:
+        Their rows; marked by `left_out.beside_dicom` where any other film of the archive is or may be a DICOM file.
     """
-    records = [record for record in published(output) if record["model_id"] == model_id]
-    paths = [storage.join(output, path) for record in records for path in record["predictions"]]
-    with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(_rows, paths))
     taken = [
         storage.read_table(storage.join(output, "_staging", run, "catalog.parquet"), ["image_id"]) for run in pinned
     ]
     with duckdb.connect() as connection:
-        connection.register("films", films.select(["image_id", "version"]))
-        connection.register("done", pa.concat_tables([_rows(None), *_numbered(done)]))
-        connection.register("taken", pa.concat_tables([_rows(None).select(["image_id"]), *taken]))
+        connection.register("films", films.select(["image_id", "version", "format"]))
+        connection.register("done", _done(output, model_id))
+        connection.register("taken", pa.concat_tables([_DONE.empty_table().select(["image_id"]), *taken]))
         fresh = connection.sql(
-            """
-            WITH latest AS (
-                SELECT * FROM done QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY night DESC) = 1
-            ), settled AS (SELECT * FROM latest WHERE NOT coalesce(list_contains(?, reason), false))
+            f"""
+            WITH settled AS (SELECT * FROM ({_LATEST}) WHERE NOT coalesce(list_contains(?, reason), false))
             SELECT f.image_id FROM films f LEFT JOIN settled s USING (image_id)
             WHERE (s.image_id IS NULL OR s.version <> f.version) AND image_id NOT IN (SELECT image_id FROM taken)
-            """,
+            """,  # noqa: S608 - all of it is written here
             params=[list(PASSING)],
-        ).to_arrow_table()["image_id"]
-    return films.filter(pc.is_in(films["image_id"], fresh.combine_chunks()))
+        ).to_arrow_table()
+        connection.register("fresh", fresh)
+        dicom = connection.sql(
+            f"""
+            SELECT EXISTS (FROM done WHERE format = 'dicom') OR EXISTS (
+                FROM films f LEFT JOIN ({_LATEST}) l USING (image_id) WHERE image_id NOT IN (FROM fresh)
+                AND coalesce(l.format, f.format, '') NOT IN ('jpeg', 'png'))
+            """  # noqa: S608
+        ).fetchall()
+    found = films.filter(pc.is_in(films["image_id"], fresh["image_id"].combine_chunks()))
+    return left_out.beside_dicom(found) if dicom == [(True,)] else found
 
 
-def _rows(uri: str | None) -> pa.Table:
-    """The columns of predictions that the anti-join needs; of files without a version it is NULL, which fits any."""
-    schema = pa.schema([(name, pa.string()) for name in _KEY])
-    if uri is None:
-        return schema.append(pa.field("night", pa.int64())).empty_table()
-    return tables.upgraded(storage.read_table(uri, _KEY), schema).select(_KEY)
+def failing(output: str, model_id: str) -> pa.ChunkedArray:
+    """Returns the ids of the films that failed for a passing reason in the latest published run of the model."""
+    with duckdb.connect() as connection:
+        connection.register("done", _done(output, model_id))
+        query = f"SELECT image_id FROM ({_LATEST}) WHERE list_contains(?, reason)"  # noqa: S608
+        return connection.sql(query, params=[list(PASSING)]).to_arrow_table()["image_id"]
 
 
-def _numbered(nights: list[pa.Table]) -> list[pa.Table]:
-    return [
+_DONE = pa.schema([*((name, pa.string()) for name in _KEY), ("night", pa.int64())])
+
+
+def _done(output: str, model_id: str) -> pa.Table:
+    """What became of the films in all published runs of a model; `night` counts the runs, oldest first."""
+    records = [record for record in published(output) if record["model_id"] == model_id]
+    paths = [storage.join(output, path) for record in records for path in record["predictions"]]
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(_rows, paths))
+    numbered = (
         rows.append_column("night", pa.repeat(pa.scalar(night, pa.int64()), len(rows)))
-        for night, rows in enumerate(nights)
-    ]
+        for night, rows in enumerate(runs)
+    )
+    return pa.concat_tables([_DONE.empty_table(), *numbered])
+
+
+def _rows(uri: str) -> pa.Table:
+    """The columns of predictions that the anti-join needs; of files without a version it is NULL, which fits any."""
+    try:
+        return tables.upgraded(storage.read_table(uri, _KEY), pa.schema([(name, pa.string()) for name in _KEY]))
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from None
 
 
 def console_table(output: str) -> Table:
@@ -120,6 +146,10 @@ def console_table(output: str) -> Table:
         table.add_row(Text(record["run_id"]), "published", *cells, f"{record.get('seconds', 0):,.0f}")
     for pin in unfinished(output):
         state = "over budget" if pin["over_budget"] else "unfinished"
-        rows = len(storage.read_table(storage.join(output, "_staging", pin["run_id"], "catalog.parquet"), ["image_id"]))
+        try:
+            pinned = storage.join(output, "_staging", pin["run_id"], "catalog.parquet")
+            rows = len(storage.read_table(pinned, ["image_id"]))
+        except FileNotFoundError:  # it was published in this very moment
+            continue
         table.add_row(Text(pin["run_id"]), state, f"{rows:,}", *["–"] * 5)
     return table

@@ -57,9 +57,13 @@ def night(job: Job) -> Night:
                 say(f"not published: {error}")
                 unpublished.append(str(error))
         nights = ledger.nights(published, series(job, bundle))
-        result = _evaluated(job, [*ledger.not_evaluated(job.output.uri, nights), *records])
+        # Where nothing came tonight, the labels that did are of the last night's films.
+        result = _evaluated(job, [*ledger.not_evaluated(job.output.uri, nights), *records] or nights[-1:])
     if result and result.drift is not None:
-        gauges.drift(job.cluster, result.drift)
+        try:
+            gauges.drift(job.cluster, result.drift)
+        except NoWorkerError as error:  # the results are written, and the table of drift among them
+            say(f"drift was not told to the cluster's metrics: {error}")
     return Night(records, result, unpublished)
 
 
@@ -81,7 +85,7 @@ def _tonight(job: Job, bundle: bundles.Bundle) -> Run:
     """Tonight's run; where one of this date was started under another configuration, one beside it."""
     run_id = runs.default_id(job, bundle)
     _, pin = runs.started(job.output.uri, run_id)
-    if pin and pin["configuration"] != fingerprint(job):
+    if pin and not _same(pin, job):
         run_id = f"{run_id[:10]}-{fingerprint(job)[:6]}-{series(job, bundle)}"
     return Run(job, bundle, run_id)
 
@@ -92,6 +96,7 @@ def _finished(run: Run, tonight: Run, uri: str, films: Any, held: lease.Lease, l
     if run is tonight and not run.pin:
         pinned = [other.run_id for other in left if not other.record]  # by now: those that failed again
         films = ledger.new(run.job.output.uri, run.bundle.model_id, films, pinned)
+    run.accepted = lambda: ledger.failing(run.job.output.uri, run.bundle.model_id)
     return finish(run, uri, films, held)
 
 
@@ -101,11 +106,16 @@ def _left(job: Job, bundle: bundles.Bundle) -> list[Run]:
     for pin in ledger.unfinished(job.output.uri):
         if not pin["run_id"].endswith(series(job, bundle)):
             continue
-        if pin["configuration"] == fingerprint(job):
+        if _same(pin, job):
             left.append(Run(job, bundle, pin["run_id"]))
         else:
             say(f"run {pin['run_id']} was left unfinished under another configuration; its films are taken anew")
     return left
+
+
+def _same(pin: dict[str, Any], job: Job) -> bool:
+    """Whether a run was started as this job would, by a version whose staging this one reads."""
+    return bool(pin["configuration"] == fingerprint(job) and runs.continues(pin))
 
 
 def _evaluated(job: Job, records: list[dict[str, Any]]) -> Result | None:

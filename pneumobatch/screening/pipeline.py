@@ -34,6 +34,12 @@ BLOCKS = 4096
 """Blocks that an archive is divided into at most, until they hold as many images as a block should."""
 
 
+WRONG_KEY = (
+    f"{SITE_KEY} of the cluster's workers is another than here, or not set in one place: hashes of paths and of what "
+    "films say of themselves would not fit; set it to the site's secret in both"
+)
+
+
 def screen(job: Job) -> dict[str, Any]:
     """Scores an archive to the end, from where an earlier start stopped; a finished run does nothing.
 
@@ -157,7 +163,11 @@ def score(
     chunks = [rows.slice(start, end - start) for start, end in pairwise(edges)]
     per_scorer: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
 
+    key = None if resources.local else key_check()
+
     def decode(chunk: pa.Table) -> pa.Table:
+        if key and key != key_check():  # on a worker that came later than the one that was asked at the start
+            raise ValueError(WRONG_KEY)
         return decoder(chunk).append_column("version", chunk["version"])
 
     scored = (
@@ -218,10 +228,7 @@ def decided(
     task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(there)
     plan, key = cluster.answer(task.remote(), resources, job.cluster, gpu=gpu)
     if key != key_check():
-        raise ValueError(
-            f"{SITE_KEY} of the cluster's workers is another than here, or not set in one place: hashes of paths and "
-            "of what films say of themselves would not fit; set it to the site's secret in both"
-        )
+        raise ValueError(WRONG_KEY)
     return plan
 
 

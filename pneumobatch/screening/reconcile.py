@@ -32,14 +32,18 @@ class Predictions(NamedTuple):
     """image_id of its rows."""
     reasons: list[tuple[tuple[str, str | None], int]]
     """Images by (status, reason), most frequent first."""
+    contradicting: int
+    """Rows that are scored and have no probability, or the other way round."""
 
     @classmethod
     def read(cls, data: bytes) -> "Predictions":
         """Counts what the file holds."""
-        rows = pq.read_table(pa.BufferReader(data), columns=["image_id", "status", "reason"])
+        rows = pq.read_table(pa.BufferReader(data), columns=["image_id", "status", "reason", "probability"])
         counted = rows.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
         reasons = Counter({(row["status"], row["reason"]): row["count_all"] for row in counted})
-        return cls(data, rows["image_id"], reasons.most_common())
+        scored = pc.equal(rows["status"], Status.SCORED.value)
+        wrong = pc.sum(pc.xor(scored, pc.is_valid(rows["probability"])), min_count=0).as_py()
+        return cls(data, rows["image_id"], reasons.most_common(), wrong)
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,9 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,13 +27,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pneumobatch import storage, tables
-from pneumobatch.archive import catalog
+from pneumobatch.archive import catalog, left_out
 from pneumobatch.config import Job
 from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.lineage import code_hash
 from pneumobatch.models.bundle import Bundle
 from pneumobatch.screening import reconcile
 from pneumobatch.screening.reconcile import Predictions
+from pneumobatch.screening.scorer import Plan
 from pneumobatch.tables import Status
 
 FLUSH_ROWS = 4096
@@ -40,8 +43,12 @@ FLUSH_SHARE = 0.01
 """A part is written when so many rows have come, or so long has passed: 2 s, and 1 % of the time so far in long runs.
 That is what a kill can lose, and it keeps the parts few."""
 
-PASSING = ("unreadable", "missing")
+PASSING = ("unreadable", "missing", "not_finite")
 """Reasons of the moment: a later start tries such films again."""
+
+
+LAYOUT = f"{tables.SCHEMA_VERSION} {' '.join(field.name for field in fields(Plan))}"
+"""What staging is made of: another version's is not taken up."""
 
 
 class OverBudgetError(RuntimeError):
@@ -61,6 +68,8 @@ class Run:
         self.record_uri = storage.join(job.output.uri, "runs", f"{self.run_id}.json")
         self.staging = storage.join(job.output.uri, "_staging", self.run_id)
         self.identity = {"model_id": bundle.model_id, "configuration": fingerprint(job), "site_key": key_check()}
+        self.accepted: Callable[[], pa.ChunkedArray] = lambda: pa.chunked_array([], pa.string())
+        """Finds the ids of films that failed in a published run before: they do not count against the budget again."""
         self._waiting: list[pa.Table] = []
         self._started = self._flushed = time.monotonic()
         self.refresh()
@@ -72,8 +81,17 @@ class Run:
             if self.pin and self.pin.get(key, value) != value:  # runs of older versions do not name their site key
                 raise ValueError(
                     f"screening.run_id: {self.run_id} was started with another {key} ({self.pin[key]}, now {value}); "
-                    + (f"set {SITE_KEY} as it was" if key == "site_key" else "choose another run_id")
+                    + (
+                        f"set {SITE_KEY} as it was, or delete {self.staging} to take its films anew"
+                        if key == "site_key"
+                        else "choose another run_id"
+                    )
                 )
+        if self.pin and not self.record and not continues(self.pin):
+            raise ValueError(
+                f"screening.run_id: {self.run_id} was begun by another version of pneumobatch; finish it by that, or "
+                f"delete {self.staging} to take its films anew"
+            )
 
     def begin(self, films: pa.Table) -> pa.Table:
         """Pins the catalogue at the first start; returns the rows of `films` that are still to do.
@@ -84,7 +102,10 @@ class Run:
         pinned = storage.join(self.staging, "catalog.parquet")
         if not self.pin:
             storage.write_table(pinned, catalog.publishable(films, keep_uri=False))
-            self.pin = {"run_id": self.run_id, **self.identity, "started_at": datetime.now(UTC).isoformat()}
+            self.pin = {
+                "run_id": self.run_id, **self.identity, "layout": LAYOUT, "started_at": datetime.now(UTC).isoformat(),
+                "beside_dicom": left_out.is_beside_dicom(films),
+            }  # fmt: skip
             storage.write_bytes(storage.join(self.staging, "run.json"), json.dumps(self.pin, indent=2).encode())
         self.catalogue = storage.read_table(pinned)
         pinned_ids = self.catalogue["image_id"].combine_chunks()
@@ -143,15 +164,22 @@ class Run:
                 f"run {self.run_id}: {lost} images that are in the archive were not scored; start it again"
             )
         constants = {"model_id": self.bundle.model_id, "run_id": self.run_id, "threshold": self.bundle.threshold}
+        keep = self.job.output.keep_source_uri
+        if keep is None and self.pin and self.pin.get("beside_dicom"):
+            keep = False
         data = reconcile.predictions(
-            self.catalogue, self.films, self._parts, constants, self.bundle.uncertain,
-            keep_uri=self.job.output.keep_source_uri,
-        )  # fmt: skip
+            self.catalogue, self.films, self._parts, constants, self.bundle.uncertain, keep_uri=keep
+        )
         found = Predictions.read(data)
         if not found.answer_for(self.catalogue):
             raise RuntimeError(
                 f"run {self.run_id}: {found.rows} rows for {len(self.catalogue)} catalogued images are not one each; "
                 "nothing was published"
+            )
+        if found.contradicting:
+            raise RuntimeError(
+                f"run {self.run_id}: {found.contradicting} rows have a status that does not fit their probability; "
+                "nothing was published; this is a bug"
             )
         self._check_budget(found)
         return found
@@ -160,12 +188,12 @@ class Run:
         screening, failed = self.job.screening, found.count(Status.FAILED)
         allowed = max(screening.failure_budget * found.rows, screening.failures_allowed)
 
-        def over(removed: int) -> bool:
-            failures = failed - removed
+        def over(excused: int) -> bool:
+            failures = failed - excused
             # Where nothing could be read at all, no share of it is a success.
-            return failures > (screening.failures_allowed if failures == found.rows - removed else allowed)
+            return failures > (screening.failures_allowed if failures == found.rows - excused else allowed)
 
-        if over(0) and over(self._removed(found)):
+        if over(0) and over(self._excused(found, int(allowed))):
             reasons = ", ".join(f"{reason} {n}" for (status, reason), n in found.reasons if status == Status.FAILED)
             text = (
                 f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
@@ -177,16 +205,27 @@ class Run:
             storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
             raise OverBudgetError(text)
 
-    def _removed(self, found: Predictions) -> int:
-        """Films that failed when they were tried, and are no longer in the archive: mended, by taking them away.
+    def _excused(self, found: Predictions, allowed: int) -> int:
+        """Films that failed and do not count: as an earlier run has published, or mended by taking them away.
 
-        Those that went before they were tried are none of them: a folder that is not mounted is no mending.
+        Those that went before they were tried are no mending. Nor are more than the budget allows that the store could
+        not give when they were tried: a folder that is not mounted takes its films away as well.
         """
-        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status"])
-        tried = pc.is_in(rows["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
-        failed = pc.and_(pc.equal(rows["status"], Status.FAILED.value), tried)
-        there = pc.is_in(rows["image_id"], self.films["image_id"].combine_chunks())
-        return int(pc.sum(pc.and_not(failed, there), min_count=0).as_py())
+        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status", "reason"])
+        rows = rows.filter(pc.equal(rows["status"], Status.FAILED.value))
+
+        def among(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+            return pc.is_in(rows["image_id"], ids.combine_chunks())
+
+        def number(chosen: pa.ChunkedArray) -> int:
+            return int(pc.sum(chosen, min_count=0).as_py())
+
+        passing = pc.is_in(rows["reason"], pa.array(PASSING))
+        known = pc.and_(passing, among(self.accepted()))
+        gone = pc.and_not(
+            pc.and_not(among(self._parts(["image_id"])["image_id"]), among(self.films["image_id"])), known
+        )
+        return number(known) + number(pc.and_not(gone, passing)) + min(number(pc.and_(gone, passing)), allowed)
 
     def publish(self, found: Predictions, facts: dict[str, Any]) -> dict[str, Any]:
         """Creates catalogue and predictions, then the record that makes them visible, then removes the staging.
@@ -200,16 +239,18 @@ class Run:
             "catalog": f"catalog/runs/{self.run_id}.parquet",
             "predictions": f"predictions/model_id={self.bundle.model_id}/run_date={date}/{self.run_id}.parquet",
         }
+        # A start that was killed between the writes, or taken over after a long silence, may have been here.
         listed = self._create(places["catalog"], storage.encode(self.catalogue))
         written = self._create(places["predictions"], found.data)
         if written is not found.data:
-            # A start that was killed between the two writes, or taken over after a long silence, has been here.
             found = Predictions.read(written)
-            if not found.answer_for(self.catalogue):
-                raise RuntimeError(
-                    f"{places['predictions']} is there already and answers for other images; choose another "
-                    "screening.run_id"
-                )
+        ids = pq.read_table(pa.BufferReader(listed), columns=["image_id"])["image_id"]
+        fits = {"catalog": ids.equals(self.catalogue["image_id"]), "predictions": found.answer_for(self.catalogue)}
+        if strange := " and ".join(storage.join(self.job.output.uri, places[name]) for name in fits if not fits[name]):
+            raise RuntimeError(
+                f"{strange}: there already, of a start whose staging was deleted, for other images; delete what is "
+                "named here and start again, or choose another screening.run_id"
+            )
         record = {
             "schema": tables.SCHEMA_VERSION,
             "verb": "screen",
@@ -257,7 +298,7 @@ def started(output: str, run_id: str) -> tuple[dict[str, Any] | None, dict[str, 
 
 def default_id(job: Job, bundle: Bundle) -> str:
     """Names today's run of a model over an archive."""
-    return f"{datetime.now(UTC):%Y-%m-%d}-{series(job, bundle)}"
+    return f"{datetime.now(UTC):%Y-%m-%d}-{'nightly-' * job.screening.nightly}{series(job, bundle)}"
 
 
 def series(job: Job, bundle: Bundle) -> str:
@@ -267,15 +308,30 @@ def series(job: Job, bundle: Bundle) -> str:
 
 def fingerprint(job: Job) -> str:
     """What the rows depend on besides the model; the failure budget and the engine are not part of it."""
-    screening = job.screening.model_dump(mode="json", include={"batch_size", "precision", "compile", "gate", "nightly"})
-    config = [screening, job.archive.model_dump(mode="json"), job.output.keep_source_uri]
+    # Without defaults: a version that knows a further key does not make every run another one.
+    chosen = {"batch_size", "precision", "compile", "gate", "nightly"}
+    screening = job.screening.model_dump(mode="json", include=chosen, exclude_defaults=True)
+    config = [screening, job.archive.model_dump(mode="json", exclude_defaults=True), job.output.keep_source_uri]
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def continues(pin: dict[str, Any]) -> bool:
+    """Whether this version can take up what the run of that pin has staged."""
+    return bool(pin.get("layout", LAYOUT) == LAYOUT)
+
+
 def read_json(uri: str) -> dict[str, Any] | None:
-    """Reads a JSON object, or None where there is none."""
+    """Reads a JSON object, or None where there is none.
+
+    Raises:
+        ValueError: It is something else; the message names it.
+    """
     try:
-        content: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        content = json.loads(storage.read_bytes(uri))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{uri}: no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{uri}: is no JSON object")
     return content

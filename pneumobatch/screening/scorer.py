@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pneumobatch.archive.errors import Reason
 from pneumobatch.archive.films import pixels_of
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.hardware import Precision
+from pneumobatch.tables import Status
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Plan:
 class Scorer:
     """Columns in: those of `archive.films`. Out: the same without `pixels`, with `probability` and `scored_at`.
 
-    One row out for each row in, in order. A film without a picture has no probability.
+    One row out for each row in, in order. A film without a picture has no probability. One of which the network makes
+    no number (as a broken accelerator does) is `failed` with the reason `not_finite`, and tried again by a later start.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -64,6 +68,10 @@ class Scorer:
             part = readable[start : start + self.plan.batch_size]
             self.pixels[: len(part)] = pixels[part]
             probability[part] = self.probabilities()[: len(part)]
+        nothing = readable[~np.isfinite(probability[readable])]
+        if len(nothing):
+            probability[nothing] = np.nan
+            rows = _failed(rows, nothing)
         scored_at = pa.scalar(datetime.now(UTC), pa.timestamp("us", tz="UTC"))
         return (
             rows.drop_columns(["pixels"])
@@ -76,3 +84,11 @@ class Scorer:
         logits_B2 = self.logits(self.batch)
         margin = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu()
         return (margin / self.bundle.temperature + self.bundle.offset).sigmoid().numpy()
+
+
+def _failed(rows: pa.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
+    wrong = pa.array(np.isin(np.arange(len(rows)), places))
+    for name, value in (("status", Status.FAILED.value), ("reason", Reason.NOT_FINITE.value)):
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(index), pc.if_else(wrong, value, rows[name]))
+    return rows

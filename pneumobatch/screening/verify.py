@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pneumobatch import storage
@@ -53,7 +54,11 @@ def _findings(output: str, record: dict[str, Any]) -> Iterator[Finding]:
         return
     with duckdb.connect() as connection:
         for name, data in contents.items():
-            connection.register(name, pq.read_table(io.BytesIO(data)))
+            try:
+                connection.register(name, pq.read_table(io.BytesIO(data)))
+            except pa.ArrowException:
+                yield Finding(f"{name} rows", False, "cannot be read: the file is no whole Parquet file")
+                return
 
         def count(query: str, *values: object) -> int:
             row = connection.execute(query, list(values)).fetchone()

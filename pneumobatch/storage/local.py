@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -175,9 +175,15 @@ def delete(path: str) -> None:
     """Deletes a file or a folder."""
     where = Path(path)
     if where.is_dir() and not where.is_symlink():
-        shutil.rmtree(where)
+        shutil.rmtree(where, onerror=_unless_gone)
     else:
         where.unlink(missing_ok=True)
+
+
+def _unless_gone(_: object, __: str, failure: Any) -> None:
+    """Another process that deletes the same folder is no failure."""
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
 
 
 def open_file(path: str) -> pa.NativeFile:

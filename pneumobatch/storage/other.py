@@ -39,7 +39,7 @@ def _asked(attempt: Callable[[], T]) -> T:
             return attempt()
         except _PERMANENT:
             raise
-        except OSError as error:
+        except Exception as error:  # packages for stores have errors of their own, which are no OSError
             raise PassingError(f"the store failed: {type(error).__name__}") from None
 
     return persist(once)

@@ -3,19 +3,16 @@
 import dataclasses
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from pneumobatch import cluster, storage
-from pneumobatch.archive import catalog, phantoms
-from pneumobatch.config import Archive, Job
+from pneumobatch.archive import catalog
+from pneumobatch.config import Archive
 from pneumobatch.identity import SITE_KEY
 from pneumobatch.lease import HeldError
 from pneumobatch.models import bundle as bundles
@@ -24,46 +21,10 @@ from pneumobatch.screening.nightly import night
 from pneumobatch.screening.runs import OverBudgetError
 from pneumobatch.screening.scorer import Plan
 from pneumobatch.screening.verify import verify
+from tests.screening.nights import job, names, rows, write
 
 pytestmark = pytest.mark.engine
 Make = Callable[..., bundles.Bundle]
-
-
-def write(folder: Path, name: str, seed: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = (phantoms.film(np.random.default_rng(seed), seed % 2, 96, 96) >> 8).astype(np.uint8)
-    Image.fromarray(picture).save(folder / name, "PNG")
-    return folder / name
-
-
-@pytest.fixture
-def calendar(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the date of the night."""
-
-    def to(day: int) -> None:
-        monkeypatch.setattr(runs, "default_id", lambda job, bundle: f"2026-01-{day:02d}-{runs.series(job, bundle)}")
-
-    to(1)
-    return to
-
-
-def job(folder: Path, bundle: str, **more: Any) -> Job:
-    return Job.model_validate(
-        {
-            "archive": {"uri": str(folder / "in")},
-            "screening": {"bundle": bundle, "nightly": True, "block_images": 8, **more},
-            "evaluation": {"bootstrap": 20, "thresholds": 11},
-            "output": {"uri": str(folder / "out")},
-        }
-    )
-
-
-def rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for path in record["predictions"] for row in storage.read_table(str(folder / "out" / path)).to_pylist()]
-
-
-def names(folder: Path, record: dict[str, Any]) -> list[str]:
-    return [row["uri"].rsplit("/", 1)[-1] for row in rows(folder, record)]
 
 
 def test_nights_take_what_is_new_or_changed_and_nothing_twice(
@@ -148,50 +109,6 @@ def test_a_night_of_gpus_that_are_gone_does_not_stop_the_next(
     storage.delete(left.staging)
     calendar(3)
     assert [names(tmp_path, record) for record in night(today).records] == [["0.png"]]
-
-
-def test_a_night_over_budget_does_not_stop_the_next_and_is_published_once_mended(
-    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
-) -> None:
-    archive = tmp_path / "in"
-    write(archive, "0.png", 0)
-    for n in range(3):
-        (archive / f"bad{n}.png").write_bytes(b"")
-    stopped = night(job(tmp_path, bundle_uri, failures_allowed=2))
-    assert stopped.records == []
-    assert "3 of 4 images failed (empty 3)" in stopped.unpublished[0]
-    assert [pin["over_budget"] for pin in ledger.unfinished(str(tmp_path / "out"))] == [True]
-    calendar(2)
-    write(archive, "1.png", 1)
-    going = night(job(tmp_path, bundle_uri, failures_allowed=2))
-    assert [names(tmp_path, record) for record in going.records] == [["1.png"]]
-    assert len(going.unpublished) == 1
-    calendar(3)
-    write(archive, "bad1.png", 3)  # mended
-    mended = night(job(tmp_path, bundle_uri, failures_allowed=2))
-    assert mended.unpublished == []
-    assert Counter(row["status"] for row in rows(tmp_path, mended.records[0])) == {"scored": 2, "failed": 2}
-    assert mended.records[1]["counts"]["catalogued"] == 0
-    # Each of the nights has its lists, also the one that came late.
-    listed = {path.stem for path in (tmp_path / "out" / "review").rglob("*.parquet")}
-    assert listed == {record["run_id"] for record in ledger.published(str(tmp_path / "out"))}
-    assert len(listed) == 3
-
-
-def test_a_bad_film_that_is_taken_away_no_longer_holds_up_its_night(
-    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
-) -> None:
-    write(tmp_path / "in", "0.png", 0)
-    (tmp_path / "in" / "bad.png").write_bytes(b"no film")
-    (tmp_path / "in" / "dangling.png").symlink_to(tmp_path / "nothing.png")
-    (text,) = night(job(tmp_path, bundle_uri, failures_allowed=0)).unpublished
-    assert "missing 1" in text and f"delete {tmp_path / 'out' / '_staging'}" in text
-    (tmp_path / "in" / "dangling.png").unlink()
-    assert night(job(tmp_path, bundle_uri, failures_allowed=0)).unpublished
-    (tmp_path / "in" / "bad.png").unlink()
-    mended = night(job(tmp_path, bundle_uri, failures_allowed=0))
-    assert mended.unpublished == []
-    assert Counter(row["status"] for row in rows(tmp_path, mended.records[-1])) == {"scored": 1, "failed": 2}
 
 
 def test_a_changed_configuration_has_a_run_of_its_own_on_the_same_date(
@@ -325,3 +242,53 @@ def test_a_nightly_job_names_no_run(tmp_path: Path) -> None:
 def test_over_budget_is_an_error_of_the_job() -> None:
     assert issubclass(OverBudgetError, RuntimeError)
     assert issubclass(HeldError, RuntimeError)
+
+
+def test_no_path_of_a_picture_is_written_on_a_night_of_an_archive_with_dicom(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    """Whether the DICOM files are named as such, or only their content told, on a night before."""
+    for number, name in enumerate(("1.dcm", "IM0001")):
+        home = tmp_path / name
+        write(home / "in" / "DOE_JANE", "b.png", 1)
+        (home / "in" / "DOE_JANE" / name).write_bytes(
+            bytes(128) + b"DICM" + bytes(200)
+        )  # broken, and known by its head
+        today = job(home, bundle_uri, failures_allowed=1)
+        calendar(2 * number + 1)
+        first = night(today).records[-1]
+        assert [row["uri"] for row in rows(home, first)] == [None, None]
+        calendar(2 * number + 2)
+        write(home / "in" / "DOE_JOHN", "c.png", 2)
+        second = night(today).records[-1]
+        assert [(row["uri"], row["format"]) for row in rows(home, second)] == [(None, "png")]
+        assert second["beside_dicom"]
+        assert b"DOE" not in b"".join(path.read_bytes() for path in (home / "out").rglob("*") if path.is_file())
+
+
+def test_a_night_and_a_plain_run_of_one_day_are_two(bundle_uri: str, tmp_path: Path) -> None:
+    bundle = bundles.load(bundle_uri)
+    named = [runs.default_id(job(tmp_path, bundle_uri, nightly=nightly), bundle) for nightly in (False, True)]
+    assert len(set(named)) == 2
+    assert all(name.endswith(runs.series(job(tmp_path, bundle_uri), bundle)) for name in named)
+
+
+def test_labels_that_come_on_a_night_over_budget_are_evaluated(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    for n in range(2):
+        write(tmp_path / "in", f"{n}.png", n)
+    first = night(job(tmp_path, bundle_uri))
+    assert first.result is not None
+    calendar(2)
+    (tmp_path / "in" / "bad.png").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,0\n1.png,1\n")
+    told = job(tmp_path, bundle_uri)
+    told = told.model_copy(
+        update={"evaluation": told.evaluation.model_copy(update={"labels": str(tmp_path / "labels.csv")})}
+    )
+    second = night(told)
+    assert second.unpublished and second.records == []
+    assert second.result is not None
+    (listed,) = (tmp_path / "out" / "review").rglob(f"{first.records[-1]['run_id']}.parquet")
+    assert len(storage.read_table(str(listed))) == 0  # no film is left without a label

@@ -1,0 +1,146 @@
+"""A run on disk, without an engine: films are scored by this hand, and the run stages, checks and publishes them."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pneumobatch import storage
+from pneumobatch.archive import catalog
+from pneumobatch.models import bundle as bundles
+from pneumobatch.screening import ledger, runs
+from pneumobatch.screening.runs import Run
+from pneumobatch.screening.scorer import Plan, Scorer
+from pneumobatch.screening.verify import verify
+from tests.screening.nights import job, write
+
+
+@pytest.fixture
+def start(bundle_uri: str, tmp_path: Path) -> Callable[[], Run]:
+    """Starts the run `run` of the films in `in`, or takes it up."""
+
+    def begun() -> Run:
+        plain = job(tmp_path, bundle_uri, nightly=False, run_id="run")
+        run = Run(plain, bundles.load(bundle_uri))
+        run.begin(catalog.build(plain.archive))
+        return run
+
+    for n in range(3):
+        write(tmp_path / "in", f"{n}.png", n)
+    return begun
+
+
+def score(run: Run, probability: float | None = 0.25) -> None:
+    """Stages a row for every film, as a scorer would."""
+    now = datetime.now(UTC)
+    told = {
+        "status": "scored", "reason": None, "format": "png", "patient": None, "probability": probability,
+        "scored_at": now,
+    }  # fmt: skip
+    films = run.films.select(["image_id", "version"]).to_pylist()
+    rows = [film | told | {"sha256": film["image_id"]} for film in films]
+    kinds = {"reason": pa.string(), "patient": pa.string(), "probability": pa.float64()}
+    table = pa.Table.from_pylist(rows)
+    for name, kind in kinds.items():
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    run.stage(table)
+
+
+def publish(run: Run) -> dict[str, Any]:
+    return run.publish(run.reconcile(), {})
+
+
+def test_a_scored_film_without_a_probability_is_not_published(start: Callable[[], Run], tmp_path: Path) -> None:
+    run = start()
+    score(run, None)
+    with pytest.raises(RuntimeError, match="3 rows have a status that does not fit their probability"):
+        run.reconcile()
+    assert ledger.published(str(tmp_path / "out")) == []
+
+
+def test_files_of_a_start_whose_staging_was_deleted_are_named(start: Callable[[], Run], tmp_path: Path) -> None:
+    """It was killed after one or both of its files, before its record; the archive has grown since."""
+    create = storage.create_bytes
+    for last in ("/catalog/", "/predictions/"):
+
+        def killed(uri: str, data: bytes, last: str = last) -> bool:
+            made = create(uri, data)
+            if last in uri:
+                raise KeyboardInterrupt
+            return made
+
+        run = start()
+        score(run)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(storage, "create_bytes", killed)
+            publish(run)
+        storage.delete(run.staging)
+        write(tmp_path / "in", f"more-{len(list((tmp_path / 'in').iterdir()))}.png", 7)
+        again = start()
+        score(again)
+        with pytest.raises(
+            RuntimeError, match=r"catalog/runs/run.parquet.* there already, .* delete what is"
+        ) as caught:
+            publish(again)
+        assert ("/predictions/model_id=" in str(caught.value)) == (last == "/predictions/")
+        for folder in ("catalog", "predictions"):
+            storage.delete(str(tmp_path / "out" / folder))
+    assert publish(again)["counts"]["scored"] == 5
+    assert all(finding.right for finding in verify(str(tmp_path / "out"), "run"))
+
+
+def test_verify_tells_of_files_that_are_no_parquet_any_more(start: Callable[[], Run], tmp_path: Path) -> None:
+    run = start()
+    score(run)
+    path = tmp_path / "out" / publish(run)["predictions"][0]
+    path.write_bytes(path.read_bytes()[:500])
+    wrong = [finding.what for finding in verify(str(tmp_path / "out"), "run") if not finding.right]
+    assert wrong == ["predictions file", "predictions rows"]
+
+
+def test_what_another_version_staged_is_not_taken_up(start: Callable[[], Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start()
+    pin = json.loads(storage.read_bytes(f"{run.staging}/run.json"))
+    assert runs.continues(pin)
+    monkeypatch.setattr(runs, "LAYOUT", runs.LAYOUT + " more")
+    assert not runs.continues(pin)
+    with pytest.raises(ValueError, match=r"begun by another version of pneumobatch; .* delete .*_staging/run"):
+        start()
+    score(run)
+    publish(run)
+    run.refresh()  # what is published is published
+    assert run.record
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    for content in (b'{"verb": ', b"[]", b"\xff"):
+        storage.write_bytes(str(tmp_path / "out" / "runs" / "x.json"), content)
+        with pytest.raises(ValueError, match=r"runs/x\.json"):
+            ledger.published(str(tmp_path / "out"))
+
+
+def test_a_network_that_makes_no_number_fails_the_film(bundle_uri: str) -> None:
+    scorer = Scorer(Plan(bundle_uri, bundles.load(bundle_uri).model_id, 4, "fp32", False, "cpu", 1))
+    makes = scorer.logits
+
+    def broken(batch: Any) -> Any:
+        logits = makes(batch).clone()
+        logits[batch[:, 0, 0] == 77] = float("nan")
+        return logits
+
+    scorer.logits = broken
+    size = scorer.size
+    pictures = np.random.default_rng(0).integers(0, 70, (6, size, size), np.uint8)
+    pictures[4] = 77
+    pixels = pa.array([*(picture.tobytes() for picture in pictures[:5]), None], pa.binary(size * size))
+    told = {"status": ["scored"] * 5 + ["failed"], "reason": [*[None] * 5, "empty"], "pixels": pixels}
+    kinds = [("status", pa.string()), ("reason", pa.string()), ("pixels", pixels.type)]
+    rows = scorer(pa.table(told, schema=pa.schema(kinds)))
+    assert rows["status"].to_pylist() == ["scored"] * 4 + ["failed"] * 2
+    assert rows["reason"].to_pylist() == [*[None] * 4, "not_finite", "empty"]
+    assert [value is None for value in rows["probability"].to_pylist()] == [False] * 4 + [True] * 2
