@@ -45,7 +45,7 @@ def read(
 
     Raises:
         DecodeError: It gives no picture.
-        DomainError: It is outside the model's domain by `modality`, `body_part`, `view` or `age`.
+        DomainError: It is outside the model's domain by `modality`, `for_processing`, `body_part`, `view` or `age`.
     """
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
@@ -93,8 +93,10 @@ def _read(
 
 def _ask(gate: Gate, ages: tuple[int, int] | None, dataset: "Dataset", known: Known) -> None:
     """Asks the domain gate; what is absent is accepted, and an age that cannot be read is none of those validated."""
-    body_part, view = attributes.code(dataset, "BodyPartExamined"), attributes.view(dataset)
+    body_part, view = attributes.body_part(dataset), attributes.view(dataset)
     age, age_stated = known.get("age_years"), attributes.code(dataset, "PatientAge")
+    if attributes.code(dataset, "PresentationIntentType") == "FOR PROCESSING":  # raw: greys not yet those of a film
+        raise DomainError("for_processing", known)
     if body_part and body_part not in gate.body_parts:
         raise DomainError("body_part", known)
     if view and view not in gate.views:

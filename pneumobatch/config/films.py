@@ -49,9 +49,9 @@ class Gate(Section):
     modalities: tuple[str, ...] = ("CR", "DX")
     """Accepted Modality values."""
     body_parts: tuple[str, ...] = ("CHEST", "THORAX")
-    """Accepted BodyPartExamined values; an absent one is accepted."""
+    """Accepted BodyPartExamined values, or OTHER for a region coded otherwise; an absent one is accepted."""
     views: tuple[str, ...] = ("PA", "AP")
-    """Accepted view positions; an absent one is accepted."""
+    """Accepted view positions, or OTHER for a view coded otherwise; an absent one is accepted."""
     allow_any_age: bool = False
     """Score patients outside the bundle's validated ages, or of an unreadable age, instead of rejecting them."""
     pixel_check: bool = True

@@ -93,6 +93,12 @@ def test_what_is_wrong_has_a_name(change: dict[str, Any], reason: str) -> None:
     assert raised.value.reason == reason
 
 
+def coded(value: str, scheme: str) -> list[Dataset]:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, "SECRET"
+    return [item]
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
@@ -104,6 +110,24 @@ def test_what_is_wrong_has_a_name(change: dict[str, Any], reason: str) -> None:
         ({"ViewPosition": "LL"}, "view"),
         ({"ViewPosition": "", "PatientPosition": "LATERAL"}, "view"),
         ({"ViewPosition": "", "PatientPosition": "HFS"}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399348003", "SCT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("R-10214", "SRT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("272479007", "SCT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399033003", "SCT")}, None),  # frontal
+        ({"ViewPosition": "", "ViewCodeSequence": []}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("R-10236", "SNM3")}, "view"),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399135007", "SCT")}, "view"),  # left anterior oblique
+        ({"ViewPosition": "PA", "ViewCodeSequence": coded("R-10236", "SRT")}, None),
+        ({"ViewPosition": "", "PatientOrientation": ["A", "F"]}, "view"),
+        ({"ViewPosition": "", "PatientOrientation": ["PL", "F"]}, "view"),
+        ({"ViewPosition": "", "PatientOrientation": ["L", "F"]}, None),
+        ({"ViewPosition": "", "PatientOrientation": ["LA", "F"]}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("T-D3000", "SRT")}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("816094009", "SCT")}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("T-15710", "SRT")}, "body_part"),  # hip joint
+        ({"BodyPartExamined": "CHEST", "AnatomicRegionSequence": coded("T-15710", "SRT")}, None),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for_processing"),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, None),
         ({"PatientAge": "062Y"}, "age"),
         ({"PatientAge": "011M"}, "age"),
         ({"PatientAge": "018M"}, None),
@@ -124,6 +148,16 @@ def test_the_domain_gate_names_its_rule(change: dict[str, Any], rule: str | None
         dicom.read(data, max_pixels=100, gate=Gate(), ages=(1, 5))
     assert raised.value.rule == rule
     assert set(raised.value.facts) <= set(DICOM_ALLOWED)
+
+
+def test_a_view_that_is_coded_is_stated() -> None:
+    assert stated(ViewPosition="", ViewCodeSequence=coded("R-10206", "SRT"))["view"] == "AP"
+    assert "view" not in stated(ViewPosition="", ViewCodeSequence=coded("R-10202", "SRT"))
+    other = {"ViewPosition": "", "ViewCodeSequence": coded("LOCAL-7", "99SITE")}
+    with pytest.raises(DomainError) as raised:
+        stated(**other)
+    assert raised.value.facts["view"] == "OTHER"
+    assert grey(make(np.zeros((2, 2), np.uint16), 12, **other), views=("PA", "OTHER")).shape == (2, 2)
 
 
 def test_any_age_passes_where_the_site_opted_in() -> None:
