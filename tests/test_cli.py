@@ -48,6 +48,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["catalog"], "archive.uri is missing"),
         (["catalog", "--archive.uri", "/nowhere/at/all"], "archive.uri: /nowhere/at/all does not exist"),
         (["screen", "--screening.bundle", "/nowhere", "--archive.uri", "/"], "/nowhere holds no bundle.json"),
+        (["catalog", "--archive.uri", "~nobody-of-this-name/x"], "archive.uri: Value error, begins with the home of"),
         (["train", "/nowhere.toml"], "/nowhere.toml: no such job file"),
     ],
 )

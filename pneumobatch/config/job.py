@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pneumobatch.config.credentials import without_password
 from pneumobatch.config.films import Archive
 from pneumobatch.config.learning import PAPER, Augmentation, Experiment, Level, Loss, Network, Training
 from pneumobatch.config.screening import Evaluation, Screening
-from pneumobatch.config.section import Count, Positive, Section, Uri, without_password
+from pneumobatch.config.section import Count, Positive, Section, Uri
 
 
 class Output(Section):
