@@ -51,6 +51,9 @@ def test_unknown_keys_and_values_out_of_range_are_refused() -> None:
         Job.model_validate({"training": {"epochs": 0}})
     with pytest.raises(ValidationError, match="least share first"):
         Job.model_validate({"augmentation": {"crop_area": [0.9, 0.3]}})
+    with pytest.raises(ValidationError, match=r"training\.validated_age_years: give the youngest age first"):
+        Job.model_validate({"training": {"validated_age_years": [5, 1]}})
+    assert Job.model_validate({"training": {"validated_age_years": [3, 3]}}).training.validated_age_years == (3, 3)
 
 
 def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _read(
     data: bytes, max_pixels: int, gate: Gate, ages: tuple[int, int] | None
 ) -> tuple[npt.NDArray[np.uint8], Known]:
     from pydicom import config, dcmread
-    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
     from pydicom.uid import ImplicitVRLittleEndian as Implicit
 
     config.settings.reading_validation_mode = config.IGNORE  # archives are full of values that break their VR's rules
@@ -67,15 +67,18 @@ def _read(
         dataset = dcmread(io.BytesIO(data), force=True)
     except EOFError:
         raise DecodeError(Reason.TRUNCATED) from None
-    syntax = UID(str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or ""))
+    meta = getattr(dataset, "file_meta", {})
+    syntax = UID(str(meta.get("TransferSyntaxUID", "") or ""))
     if not syntax:  # without meta header the reader found out by itself
         implicit, little = dataset.original_encoding
         syntax = Implicit if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     known = attributes.allowed(dataset) | attributes.identities(dataset)
     known["transfer_syntax"] = syntax.keyword or "unknown"
     complete = "PixelData" in dataset
+    directory = meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage  # DICOMDIR, of no modality
     # A report or a measurement is outside the domain; a film that was cut before it said what it is, is not.
-    if (complete or "modality" in known) and attributes.code(dataset, "Modality") not in gate.modalities:
+    told = complete or directory or "modality" in known
+    if told and attributes.code(dataset, "Modality") not in gate.modalities:
         raise DomainError("modality", known)
     if not complete:
         raise DecodeError(Reason.TRUNCATED)

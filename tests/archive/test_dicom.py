@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -172,6 +173,19 @@ def test_a_report_is_outside_the_domain_not_broken() -> None:
     report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", "2.25.9", "SR"
     with pytest.raises(DomainError):
         grey(save(report, enforce_file_format=True))
+
+
+def test_a_discs_directory_is_outside_the_domain_not_broken(tmp_path: Path) -> None:
+    film = make(np.zeros((2, 2), np.uint16), 12, PatientName="", PatientID="7", StudyInstanceUID="2.25.1")
+    film.SeriesInstanceUID, film.StudyDate, film.StudyTime, film.StudyID = "2.25.2", "20240101", "120000", "1"
+    film.SeriesNumber = film.InstanceNumber = 1
+    disc = FileSet()
+    disc.add(pydicom.dcmread(io.BytesIO(save(film, enforce_file_format=True))))
+    disc.write(tmp_path)
+    with pytest.raises(DomainError) as raised:
+        grey((tmp_path / "DICOMDIR").read_bytes())
+    assert raised.value.rule == "modality"
+    assert set(raised.value.facts) <= set(DICOM_ALLOWED)
 
 
 @pytest.mark.parametrize(
