@@ -67,6 +67,14 @@ def test_eight_bits_in_words_of_the_other_byte_order() -> None:
     assert np.array_equal(grey(save(dataset, enforce_file_format=True)), stored)
 
 
+def test_a_private_syntax_is_unsupported_not_broken() -> None:
+    dataset, buffer = make(np.zeros((2, 2), np.uint16), 12, syntax="1.2.840.113619.5.2"), io.BytesIO()
+    dataset.save_as(buffer, implicit_vr=True, little_endian=True, enforce_file_format=True)
+    with pytest.raises(DecodeError) as raised:
+        grey(buffer.getvalue())
+    assert raised.value.reason == "unsupported"
+
+
 @pytest.mark.parametrize("modality", ["CR", "DX"])
 def test_secondary_captures_of_a_film_are_films(modality: str) -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (8, 6, 3)).astype(np.uint8)
@@ -159,6 +167,11 @@ def test_a_view_that_is_coded_is_stated() -> None:
         stated(**other)
     assert raised.value.facts["view"] == "OTHER"
     assert grey(make(np.zeros((2, 2), np.uint16), 12, **other), views=("PA", "OTHER")).shape == (2, 2)
+
+
+def test_the_gates_codes_may_be_written_in_any_case() -> None:
+    film = make(np.zeros((2, 2), np.uint16), 12, BodyPartExamined="Chest", ViewPosition="ll")
+    assert grey(film, modalities=("cr",), body_parts=("chest",), views=("Ll",)).shape == (2, 2)
 
 
 def test_any_age_passes_where_the_site_opted_in() -> None:
