@@ -28,6 +28,13 @@ def absolute(uri: str) -> str:
         raise ValueError("begins with the home of a user whom this machine does not know; write it out") from None
 
 
+def plain(uri: str) -> str:
+    """A path or URI in the one way in which places are compared: without `file://` and a slash at its end, local ones
+    absolute."""
+    path = uri.removeprefix("file://")
+    return (path if "://" in path else os.path.abspath(path)).rstrip("/")  # noqa: PTH100 - .. goes, links stay
+
+
 Uri = Annotated[str, AfterValidator(absolute)]
 
 
