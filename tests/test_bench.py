@@ -106,6 +106,16 @@ def test_a_process_that_dies_leaves_its_last_words() -> None:
         measure(Request(job=Job(), measurement="nonsense", images=1), copies=2)
 
 
+@pytest.mark.parametrize("named", ["section", "environment"])
+def test_a_cluster_is_not_compared_with_a_machine(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    section = {"cluster": {"address": "ray://head:10001"}} if named == "section" else {}
+    with pytest.raises(ValueError, match=r"cluster\.address: (?s:.*)ray://head:10001(?s:.*)RAY_ADDRESS unset"):
+        bench(Job.model_validate(section))
+
+
 def printed(lines: Iterable[RenderableType]) -> str:
     console = Console(width=80, highlight=False)
     with console.capture() as capture:
@@ -149,6 +159,15 @@ def test_the_sentences_follow_from_the_table() -> None:
     assert re.search(r"20,000 +25 +110.0 +8.0 ", text)
     assert "bf16 eager, all cores (threads)" in text  # of several ways the best
     assert "(processes)" not in text
+    assert "which PIL does not open" not in text
+
+
+def test_films_that_the_plain_loop_left_out_are_told() -> None:
+    setup = report.Setup(cpus=2, **SETUP)
+    results = made_up(setup)
+    plain = next(case for case in results if case.title == report.PLAIN)
+    results[plain].facts["left_out"] = 3.0
+    assert "plain loop    without 3 of the films" in printed(report.report(Job(), setup, results, [], None))
 
 
 def test_an_accelerator_is_bounded_by_its_cpus() -> None:

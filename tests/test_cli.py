@@ -48,6 +48,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["catalog"], "archive.uri is missing"),
         (["catalog", "--archive.uri", "/nowhere/at/all"], "archive.uri: /nowhere/at/all does not exist"),
         (["screen", "--screening.bundle", "/nowhere", "--archive.uri", "/"], "/nowhere holds no bundle.json"),
+        (["catalog", "--archive.uri", "~nobody-of-this-name/x"], "archive.uri: Value error, begins with the home of"),
         (["train", "/nowhere.toml"], "/nowhere.toml: no such job file"),
     ],
 )
@@ -107,3 +108,10 @@ def test_catalog_writes_one_row_an_image_and_flags_win_over_the_file(
     assert cli.run(["catalog", str(job), "--output.uri", str(tmp_path), *switch]) == 0
     assert pq.read_table(tmp_path / "catalog" / "catalog.parquet")["uri"].null_count == 0
     assert "byte-identical" in capsys.readouterr().out
+    for name in "ab":
+        (tmp_path / "large" / f"{name}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / "large" / f"{name}.png").write_bytes(bytes(2000))
+    large = ["catalog", "--archive.uri", str(tmp_path / "large"), "--output.uri", str(tmp_path), "--archive.max_bytes"]
+    for limit, copies in (("1999", 0), ("2000", 1)):  # what is too large is not read
+        assert cli.run([*large, limit]) == 0
+        assert f"{copies} byte-identical" in capsys.readouterr().out

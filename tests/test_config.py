@@ -51,6 +51,9 @@ def test_unknown_keys_and_values_out_of_range_are_refused() -> None:
         Job.model_validate({"training": {"epochs": 0}})
     with pytest.raises(ValidationError, match="least share first"):
         Job.model_validate({"augmentation": {"crop_area": [0.9, 0.3]}})
+    with pytest.raises(ValidationError, match=r"training\.validated_age_years: give the youngest age first"):
+        Job.model_validate({"training": {"validated_age_years": [5, 1]}})
+    assert Job.model_validate({"training": {"validated_age_years": [3, 3]}}).training.validated_age_years == (3, 3)
 
 
 def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,6 +62,8 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
     assert job.archive.uri == str(tmp_path / "films")
     assert job.output.uri == "s3://bucket/out"
     assert Job().output.uri == str(tmp_path / "outputs")
+    with pytest.raises(ValueError, match=r"archive\.uri(?s:.*)a user whom this machine does not know"):
+        Job.model_validate({"archive": {"uri": "~nobody-of-this-name/films"}})
     with pytest.raises(ValueError, match="is empty; name a folder, file or URI, or leave the key out"):
         Job.model_validate({"archive": {"uri": ""}})
 
@@ -70,6 +75,16 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
         ("archive", "roots", ["simplecache::sftp://me:hunt@er2@host/films"]),
         ("output", "uri", "sftp://:hunter2@host/out"),
         ("screening", "bundle", "https://me:hunter2@host/bundle"),
+        ("archive", "uri", "s3://KEY:SE/CRET@bucket/films"),
+        ("archive", "uri", "s3://KEY:123/CRET@bucket/films"),
+        ("archive", "uri", "s3://KEY@bucket/films"),
+        ("archive", "uri", "sftp://me%3Ahunter2@host/films"),
+        ("archive", "uri", "https://ghp_hunter2@host/films"),
+        ("archive", "uri", "https://account.host/films?sv=1&sig=hunter2"),
+        ("archive", "labels", "https://host/labels.csv?access_token=hunter2"),
+        ("archive", "labels", "https://bucket.host/labels.csv?X-Amz-Signature=hunter2"),
+        ("evaluation", "labels", "s3://bucket/labels.csv?X-Amz-Credential=hunter2"),
+        ("output", "uri", "simplecache::s3://bucket/out?secret_key=hunter2"),
         ("network", "weights", "https://me:hunter2@host/weights"),
         ("cluster", "address", "http://me:hunter2@head:8265"),
     ],
@@ -80,7 +95,20 @@ def test_a_uri_with_a_password_is_refused(section: str, key: str, value: object)
 
 
 @pytest.mark.parametrize(
-    "uri", ["sftp://me@host/a:b@c", "abfss://films@account.dfs.core.windows.net/x", "http://[::1]:8265", "s3://b/x:y@z"]
+    "uri",
+    [
+        "sftp://me@host/a:b@c",
+        "sftp://me@host:2222/films@night",
+        "abfss://films@account.dfs.core.windows.net/x",
+        "http://[::1]:8265",
+        "http://head:8265/a@b",
+        "https://host/films?page=2&sort=name",
+        "s3://b/x:y@z",
+        "s3://b/films?key=1",
+        "s3://b/a@b/what?.png",
+        "zip://a.png::s3://b/x@y.zip",
+        "hf://datasets/owner/films@main/x",
+    ],
 )
 def test_a_uri_without_a_password_is_taken(uri: str) -> None:
     assert Job.model_validate({"archive": {"uri": uri}, "cluster": {"address": uri}}).archive.uri == uri

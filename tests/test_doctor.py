@@ -2,6 +2,7 @@
 
 import errno
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def test_the_site_key_is_never_printed(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"name": "resnet19"}, "'resnet19' is no network"),
         ({"weights": "/nowhere/weights.safetensors"}, "network.weights: /nowhere/weights.safetensors is no file"),
+        ({"weights": "nothing://bucket/w.safetensors"}, "network.weights: nothing://bucket/w.safetensors cannot be"),
         ({"name": "timm/resnet_of_nobody"}, "timm has no 'resnet_of_nobody'"),
     ],
 )
@@ -144,3 +146,26 @@ def test_a_cluster_that_does_not_answer_is_a_problem() -> None:
     found = list(machine.engine(Job.model_validate({"cluster": {"address": "ray://127.0.0.1:9"}})))
     assert [finding.state for finding in found] == ["problem"]
     assert "ray://127.0.0.1:9" in found[0].text
+
+
+@pytest.mark.engine
+def test_every_node_that_takes_work_is_compared_and_no_other(
+    engine: cluster.Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    (node,) = ray.nodes()
+    head = {**node, "NodeID": "0" * 56, "Resources": {}}  # nothing can run there
+    monkeypatch.setattr(ray, "nodes", lambda: [head, node])
+    found = machine._cluster_versions()
+    assert (found.state, found.text) == ("ok", "versions as here on 1 nodes")
+    torch = machine.version("torch").partition("+")[0]
+    for here, state in ((f"{torch}+cu999", "ok"), ("0.9", "problem")):
+        monkeypatch.setattr(machine, "version", lambda name, here=here: here if name == "torch" else version(name))
+        found = machine._cluster_versions()
+        assert found.state == state
+    assert f"torch {torch}" in found.text and "0.9 here (1 of 1 nodes)" in found.text
+    monkeypatch.setattr(ray, "nodes", lambda: [{**node, "NodeID": "0" * 56}])
+    assert "cannot run" in machine._cluster_versions().text
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
+    assert machine._cluster_versions().state == "note"

@@ -11,6 +11,25 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _VIEWS = {"PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL"}
+_VIEW_CODES = {
+    "R-10206": "AP", "399348003": "AP",
+    "R-10214": "PA", "R-40888": "PA", "272479007": "PA",
+    "R-102CD": "LATERAL", "399067008": "LATERAL",
+    "R-10236": "LL", "399173006": "LL",
+    "R-10232": "RL", "399198007": "RL",
+    "R-10202": "", "399033003": "",
+}  # fmt: skip
+"""View codes of PS3.16 CID 4010, as SNOMED RT and CT have them → view position; frontal does not say which of two."""
+_REGION_CODES = {
+    "T-D3000": "CHEST",
+    "51185008": "CHEST",
+    "816094009": "CHEST",
+    "T-D3200": "THORAX",
+    "43799004": "THORAX",
+}
+"""Chest and thoracic cavity, as SNOMED RT and CT have them (PS3.16 CID 4031) → body part."""
+OTHER = "OTHER"
+"""A view or a body part by a code that is none of these."""
 _DAYS = {"Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
 _IDENTITIES = {
     "patient": "PatientID",
@@ -35,9 +54,34 @@ def number(dataset: "Dataset", keyword: str) -> float | None:
 
 
 def view(dataset: "Dataset") -> str:
-    """View position; some archives put it into PatientPosition, whose own terms (HFS …) name no projection."""
+    """View position; where it is absent, what the view's code or the rows' direction says.
+
+    Some archives put it into PatientPosition, whose own terms (HFS …) name no projection. Rows of a lateral film run to
+    the patient's front or back (PatientOrientation A or P); those of a frontal one run to a side.
+    """
     position = code(dataset, "PatientPosition")
-    return code(dataset, "ViewPosition") or (position if position in _VIEWS else "")
+    if stated := code(dataset, "ViewPosition") or (position if position in _VIEWS else ""):
+        return stated
+    if coded := _coded(dataset, "ViewCodeSequence", _VIEW_CODES):
+        return coded
+    return "LATERAL" if re.fullmatch("[AP][HFLR]{0,2}", code(dataset, "PatientOrientation")) else ""
+
+
+def body_part(dataset: "Dataset") -> str:
+    """Body part examined; where it is absent, what the region's code says."""
+    return code(dataset, "BodyPartExamined") or _coded(dataset, "AnatomicRegionSequence", _REGION_CODES)
+
+
+def _coded(dataset: "Dataset", keyword: str, known: dict[str, str]) -> str:
+    """What the first code of a sequence stands for, "" where there is none.
+
+    The coding scheme is not asked: SNOMED has had four designators, and no two of these values collide.
+    """
+    items = dataset.get(keyword)
+    if not items:
+        return ""
+    value = code(items[0], "CodeValue") or code(items[0], "LongCodeValue")
+    return known.get(value, OTHER) if value else ""
 
 
 def allowed(dataset: "Dataset") -> dict[str, str | int]:

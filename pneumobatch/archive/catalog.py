@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from pneumobatch import tables
 from pneumobatch.archive import fetch, left_out, sources
+from pneumobatch.archive.headers import EXTENSIONS
 from pneumobatch.archive.labels import LabelTable, from_paths
 from pneumobatch.config import Archive
 from pneumobatch.identity import has_key, keyed_hashes
 
-_FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "dcm": "dicom", "dicom": "dicom"}
 _VERSION_DIGITS = 16
 
 
@@ -24,9 +24,9 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
 
     `image_id` depends on the path below the archive (or below the root that holds it) alone, so it stays when the
     archive moves, and whether a listing, a manifest or an S3 Inventory names the image. `version` changes when the
-    object does; it is NULL for objects of a manifest that does not state their `etag`. `uri` and `patient` are for use
-    inside the process: `publishable` takes out of them what must not be written. How many files are there and have no
-    row, because of their names or by archive.include and archive.exclude, `left_out` tells.
+    object does; it is NULL for objects whose entity tag a manifest, an inventory or a store does not state. `uri` and
+    `patient` are for use inside the process: `publishable` takes out of them what must not be written. How many files
+    are there and have no row, because of their names or by archive.include and archive.exclude, `left_out` tells.
 
     Args:
         config: The archive.
@@ -95,8 +95,8 @@ def _sorted(entries: pa.Table) -> pa.Table:
 def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     """What the extensions say: jpeg, png or dicom; NULL for any other."""
     extension = pc.utf8_lower(pc.struct_field(pc.extract_regex(paths, r"(?s)\.(?P<extension>[^./]*)$"), "extension"))
-    known = pc.index_in(extension, pa.array(_FORMATS))
-    return pa.chunked_array([pa.array(_FORMATS.values()).take(chunk) for chunk in known.chunks], pa.string())
+    known = pc.index_in(extension, pa.array(EXTENSIONS))
+    return pa.chunked_array([pa.array(EXTENSIONS.values()).take(chunk) for chunk in known.chunks], pa.string())
 
 
 def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growing: bool) -> dict[str, pa.ChunkedArray]:
@@ -113,7 +113,7 @@ def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growin
             )
         # The table decides on the label; a patient known only by the file name is still that patient.
         known["label"], stated = table.pop("label"), table.pop("patient")
-        if config.patients != "kermany":
+        if config.patients == "auto":
             known["patient"] = pc.coalesce(stated, known["patient"])
         for name, values in table.items():
             known[name] = pc.if_else(found, values, known[name]) if name in known else values

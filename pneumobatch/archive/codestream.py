@@ -34,6 +34,11 @@ _PLUGINS = {
 """One decoder for each syntax: a second one, asked after the first refused, may make a picture of a broken stream."""
 
 
+_UNCOMPRESSED = {
+    "ImplicitVRLittleEndian", "ExplicitVRLittleEndian", "ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian"
+}  # fmt: skip
+
+
 def check_inflated(data: bytes, most: int) -> None:
     """Measures what a deflated data set inflates to, a piece at a time: the reader inflates all of it at once.
 
@@ -73,7 +78,8 @@ def stored_values(dataset: "Dataset", syntax: "UID") -> npt.NDArray[Any]:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEGLosslessSV1
 
-    if dataset.BitsStored > 16 or (syntax.is_encapsulated and syntax.keyword not in _PLUGINS):
+    # By name: pydicom does not know of a private syntax whether it is encapsulated.
+    if dataset.BitsStored > 16 or syntax.keyword not in _PLUGINS.keys() | _UNCOMPRESSED:
         raise DecodeError(Reason.UNSUPPORTED)
     if (
         not syntax.is_encapsulated

@@ -45,7 +45,7 @@ def read(
 
     Raises:
         DecodeError: It gives no picture.
-        DomainError: It is outside the model's domain by `modality`, `body_part`, `view` or `age`.
+        DomainError: It is outside the model's domain by `modality`, `for_processing`, `body_part`, `view` or `age`.
     """
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
@@ -58,7 +58,7 @@ def _read(
     data: bytes, max_pixels: int, gate: Gate, ages: tuple[int, int] | None
 ) -> tuple[npt.NDArray[np.uint8], Known]:
     from pydicom import config, dcmread
-    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
     from pydicom.uid import ImplicitVRLittleEndian as Implicit
 
     config.settings.reading_validation_mode = config.IGNORE  # archives are full of values that break their VR's rules
@@ -67,15 +67,18 @@ def _read(
         dataset = dcmread(io.BytesIO(data), force=True)
     except EOFError:
         raise DecodeError(Reason.TRUNCATED) from None
-    syntax = UID(str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or ""))
+    meta = getattr(dataset, "file_meta", {})
+    syntax = UID(str(meta.get("TransferSyntaxUID", "") or ""))
     if not syntax:  # without meta header the reader found out by itself
         implicit, little = dataset.original_encoding
         syntax = Implicit if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     known = attributes.allowed(dataset) | attributes.identities(dataset)
     known["transfer_syntax"] = syntax.keyword or "unknown"
     complete = "PixelData" in dataset
+    directory = meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage  # DICOMDIR, of no modality
     # A report or a measurement is outside the domain; a film that was cut before it said what it is, is not.
-    if (complete or "modality" in known) and attributes.code(dataset, "Modality") not in gate.modalities:
+    told = complete or directory or "modality" in known
+    if told and attributes.code(dataset, "Modality") not in gate.modalities:
         raise DomainError("modality", known)
     if not complete:
         raise DecodeError(Reason.TRUNCATED)
@@ -93,8 +96,10 @@ def _read(
 
 def _ask(gate: Gate, ages: tuple[int, int] | None, dataset: "Dataset", known: Known) -> None:
     """Asks the domain gate; what is absent is accepted, and an age that cannot be read is none of those validated."""
-    body_part, view = attributes.code(dataset, "BodyPartExamined"), attributes.view(dataset)
+    body_part, view = attributes.body_part(dataset), attributes.view(dataset)
     age, age_stated = known.get("age_years"), attributes.code(dataset, "PatientAge")
+    if attributes.code(dataset, "PresentationIntentType") == "FOR PROCESSING":  # raw: greys not yet those of a film
+        raise DomainError("for_processing", known)
     if body_part and body_part not in gate.body_parts:
         raise DomainError("body_part", known)
     if view and view not in gate.views:

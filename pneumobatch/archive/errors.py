@@ -62,7 +62,8 @@ class DomainError(ValueError):
     """A readable film outside the model's domain.
 
     Attributes:
-        rule: The rule that rejected it: `modality`, `body_part`, `view`, `age`, `blank`, `inverted`, `not_an_xray`.
+        rule: The rule that rejected it: `modality`, `for_processing`, `body_part`, `view`, `age`, `blank`, `inverted`,
+            `not_an_xray`.
         facts: What is known of the film by then: columns of `tables.DICOM_ALLOWED` and `tables.STATISTICS`.
     """
 

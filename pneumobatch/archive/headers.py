@@ -148,6 +148,8 @@ def png(data: bytes) -> Header:
             if zlib.crc32(memoryview(chunk)[4:-4]) != int.from_bytes(chunk[-4:]):
                 raise DecodeError(Reason.CORRUPT)
             essence.append(chunk)
+        if (kind == b"IHDR") != (at == len(_PNG)):  # first and once: the decoder believes another one than is checked
+            raise DecodeError(Reason.CORRUPT)
         if kind == b"IHDR" and length == 13:
             size = (int.from_bytes(content[:4]), int.from_bytes(content[4:8]))
         elif kind == b"acTL" and int.from_bytes(content[:4]) > 1:

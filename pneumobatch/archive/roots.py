@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pneumobatch import storage
+from pneumobatch.config import plain
 
 _CLIMBS = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){1,2}([/\\]|%(25)*(2f|5c)|$)"
 """A part . or .., plain or encoded any number of times: what follows may be resolved by a store, a proxy or a disk."""
@@ -24,7 +25,7 @@ class Roots:
     """
 
     def __init__(self, uris: Sequence[str], manifest: str) -> None:
-        self.uris = [_plain(uri) for uri in uris]
+        self.uris = [plain(uri) for uri in uris]
         self.manifest = manifest
 
     def below(self, uris: pa.Array) -> pa.Array:
@@ -90,16 +91,10 @@ def absolute(values: pa.Array, folder: str) -> pa.Array:
     """
     values = pc.replace_substring_regex(values, "^file://", "")
     relative = pc.invert(pc.match_substring_regex(values, "^/|://"))
-    uris = pc.if_else(relative, pc.binary_join_element_wise(_plain(folder), values, "/"), values)
+    uris = pc.if_else(relative, pc.binary_join_element_wise(plain(folder), values, "/"), values)
     return pc.if_else(pc.match_substring(uris, "://"), uris, pc.replace_substring_regex(uris, r"/(\./|/)+", "/"))
-
-
-def _plain(uri: str) -> str:
-    """A root without a trailing slash; a local one absolute, and without `file://`."""
-    uri = uri.removeprefix("file://")
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri).rstrip("/")  # noqa: PTH100 - .. goes, links stay
 
 
 def place(uri: str) -> str:
     """A path or URI as entries are compared: absolute and plain."""
-    return _plain(storage.join(uri))
+    return plain(storage.join(uri))

@@ -70,8 +70,9 @@ def _seen(batch: pa.RecordBatch, left_out: Counter[str]) -> pa.RecordBatch:
 
 
 def versioned(sizes: pa.Array, versions: pa.Array) -> pa.Array:
-    """Size and the store's version as one text."""
-    return pc.binary_join_element_wise(pc.cast(sizes, pa.string()), versions, ":", null_handling="replace")
+    """Size and the store's version as one text; NULL without a version: a size may stay when the object changes."""
+    both = pc.binary_join_element_wise(pc.cast(sizes, pa.string()), versions, ":", null_handling="replace")
+    return pc.if_else(pc.not_equal(versions, ""), both, None)
 
 
 def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
@@ -237,8 +238,7 @@ def _manifest(config: Archive, folder: str, uri: str, batches: Iterator[pa.Recor
         }
         sizes = pc.coalesce(pa.array([file and file.size for file in facts], pa.int64()), stated["size"])
         versions = pc.coalesce(pa.array([file and file.version for file in facts], pa.string()), stated["etag"])
-        known = pc.if_else(pc.is_valid(versions), versioned(sizes, versions), None)
-        yield pa.record_batch([paths, uris, sizes, known], schema=SCHEMA)
+        yield pa.record_batch([paths, uris, sizes, versioned(sizes, versions)], schema=SCHEMA)
 
 
 def _local(uri: str) -> storage.File | None:

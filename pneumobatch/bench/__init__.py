@@ -35,9 +35,14 @@ def bench(job: Job) -> list["RenderableType"]:
     """Measures everything and returns the table and the sentences below it.
 
     Raises:
-        ValueError: Archive or bundle do not fit, or no film of the archive can be read.
+        ValueError: Archive or bundle do not fit, no film of the archive can be read, or a cluster is named.
         RuntimeError: A measurement failed.
     """
+    if address := cluster.address_of(job.cluster):
+        raise ValueError(
+            f"cluster.address: bench compares loops on one machine, not the cluster at {address} with a machine; leave "
+            "the key out and RAY_ADDRESS unset"
+        )
     with TemporaryDirectory() as folder:
         return _bench(job.model_copy(update={"output": Output(uri=folder)}))
 

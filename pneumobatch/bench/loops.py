@@ -22,7 +22,6 @@ from pneumobatch.archive.pixels import decode
 from pneumobatch.bench.basics import STEADY_BLOCKS, Facts, Ready, model, rates, repeated
 from pneumobatch.bench.measurements import device, network_of
 from pneumobatch.bench.processes import Request
-from pneumobatch.models.networks import GREY_MEAN, GREY_STD
 from pneumobatch.models.weights import load_network
 
 PLAIN_BATCH = 32
@@ -32,17 +31,16 @@ PLAIN_BATCH = 32
 def _bytes(uri: str) -> bytes:
     data = fetch.fetch(uri)
     if isinstance(data, OSError):  # it could be read when the bench began
-        raise RuntimeError(f"{uri} cannot be read any more: {data}")
+        raise RuntimeError("archive.uri: a film cannot be read any more; start again when nothing changes the archive")
     return data
 
 
 class _Films(Dataset[Tensor]):
-    """The usual dataset: PIL to RGB, then torchvision's transforms."""
+    """The usual dataset: PIL to RGB, then torchvision's transforms; the network normalises."""
 
     def __init__(self, uris: list[str], size: int) -> None:
         self.uris = uris
-        normalize = transforms.Normalize((GREY_MEAN,) * 3, (GREY_STD,) * 3)
-        self.transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor(), normalize])
+        self.transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -63,7 +61,7 @@ def _opens(uri: str) -> bool:
 def plain(request: Request, ready: Ready) -> Facts:
     """The loop that a user would write: Dataset, DataLoader with a worker a CPU, fp32, torch's own threads.
 
-    Films that PIL cannot open (DICOM) are left out, and the others repeated the more.
+    Films that PIL cannot open (DICOM) are `left_out`, and the others repeated the more.
     """
     uri, bundle = model(request)
     opening = [uri for uri in request.uris if _opens(uri)]
@@ -72,15 +70,17 @@ def plain(request: Request, ready: Ready) -> Facts:
     batch = PLAIN_BATCH
     images = max(request.images, 3 * request.threads * batch)
     films = repeated(request.model_copy(update={"uris": tuple(opening)}), images)["uri"].to_pylist()
-    network = load_network(uri, bundle).backbone.to(device()).eval()
+    where = device(request.job.screening.use_gpu)
+    network = load_network(uri, bundle).to(where)
     loader = DataLoader(_Films(films, bundle.preprocessing.image_size), batch, num_workers=request.threads)
     ready()
     started, arrivals = time.perf_counter(), []
     with torch.no_grad():
         for pictures in loader:
-            torch.softmax(network(pictures.to(device())), 1)[:, 1].cpu()
+            torch.softmax(network(pictures.to(where)), 1)[:, 1].cpu()
             arrivals.append((time.perf_counter(), len(pictures)))
-    return rates(started, arrivals, request.threads)
+    left_out = float(len(request.uris) - len(opening))
+    return {**rates(started, arrivals, request.threads), "left_out": left_out}
 
 
 def tuned(request: Request, ready: Ready) -> Facts:

@@ -19,17 +19,18 @@ from pneumobatch.models.weights import save_bundle
 from pneumobatch.tables import Status
 
 
-def device() -> torch.device:
-    """The accelerator where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(use_gpu: bool | None) -> torch.device:
+    """The accelerator where there is one and the job's section does not do without."""
+    return torch.device("cuda" if torch.cuda.is_available() and use_gpu is not False else "cpu")
 
 
 def network_of(request: Request) -> scoring.Logits:
     """The bundle's network as the request wants it."""
     uri, bundle = _backbone(request) if request.backbone else model(request)
+    config = request.job.screening
     if request.compiled:
-        return scoring.compiled(uri, bundle, request.precision, request.job.screening.batch_size, device())
-    return scoring.eager(uri, bundle, request.precision, device())
+        return scoring.compiled(uri, bundle, request.precision, config.batch_size, device(config.use_gpu))
+    return scoring.eager(uri, bundle, request.precision, device(config.use_gpu))
 
 
 def _backbone(request: Request) -> tuple[str, Bundle]:
@@ -73,8 +74,9 @@ def prepare(request: Request, _: Ready) -> Facts:
         raise ValueError(f"archive.uri: none of {chosen} images of {request.job.archive.uri} can be scored ({reasons})")
     if config.compile == "on" and not hardware.compiler():
         raise ValueError("screening.compile: no C++ compiler is on the PATH; install g++ or set it to off")
-    precision = hardware.scoring_precision(config.precision, device().type, bundle)
-    batch = config.batch_size or hardware.BATCH[device().type]
+    kind = device(config.use_gpu).type
+    precision = hardware.scoring_precision(config.precision, kind, bundle)
+    batch = config.batch_size or hardware.BATCH[kind]
     return {
         "uris": [films["uri"][number].as_py() for number in scored],
         "formats": Counter(formats[number] for number in scored),
@@ -83,11 +85,11 @@ def prepare(request: Request, _: Ready) -> Facts:
         "model_id": bundle.model_id,
         "attention": bundle.network.name.startswith(ATTENTION),
         "precision": precision,
-        "hardware_precision": hardware.hardware_precision(device().type),
+        "hardware_precision": hardware.hardware_precision(kind),
         "compile": config.compile != "off" and hardware.compiler() is not None,
         "batch": batch,
-        "compiled_already": hardware.compiled_path(bundle, precision, batch, device().type, hardware.THREADS).exists(),
-        "gpus": torch.cuda.device_count(),
+        "compiled_already": hardware.compiled_path(bundle, precision, batch, kind, hardware.THREADS).exists(),
+        "gpus": torch.cuda.device_count() if kind == "cuda" else 0,
     }
 
 
@@ -118,7 +120,7 @@ def network(request: Request, ready: Ready) -> Facts:
     logits = network_of(request)
     bundle = model(request)[1]
     batch, size = request.job.screening.batch_size, bundle.preprocessing.image_size
-    films_BSS = torch.randint(0, 256, (batch, size, size), dtype=torch.uint8).to(device())
+    films_BSS = torch.randint(0, 256, (batch, size, size), dtype=torch.uint8).to(device(request.job.screening.use_gpu))
     batches = max(2, -(-request.images // batch))
     for _ in range(2):
         logits(films_BSS).cpu()

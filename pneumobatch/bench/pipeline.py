@@ -48,7 +48,7 @@ def pipeline(request: Request, _: Ready) -> Facts:
         with cluster.engine(job.cluster) as resources:
             running = time.monotonic()
             in_flight = int(max(resources.cpus, config.scorers, 1))
-            gpu = resources.gpus > 0
+            gpu = resources.gpus > 0 and config.use_gpu is not False
             least = (
                 1 if request.exact else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, gpu)
             )

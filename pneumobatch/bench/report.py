@@ -148,6 +148,8 @@ def _sentences(setup: Setup, best: dict[str, tuple[Case, Measured]], compiling: 
         bound = "decoding" if share > 0.5 else "the network"
         parts = f"{1e3 / decode:.2f} ms to decode + {1e3 / network:.2f} ms in the network, an image on a core"
         reason = f"of the CPU time of an image alone, decoding takes {share:.0%} and the network {1 - share:.0%}"
+    if left_out := best[PLAIN][1].facts.get("left_out"):
+        yield f"plain loop    without {left_out:.0f} of the films, which PIL does not open (DICOM)"
     yield f"limit         {_number(limit)} images/s ({parts}); this pipeline reaches {rate[PIPELINE] / limit:.0%}"
     yield (
         f"ratios        {rate[PIPELINE] / rate[PLAIN]:.2f} × the plain loop, "

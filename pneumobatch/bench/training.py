@@ -46,21 +46,22 @@ def training_plain(request: Request, ready: Ready) -> Facts:
     pixels = torch.from_numpy(pixels_of(decoder_of(request, bundle)(films), bundle.preprocessing.image_size).copy())
     labels = torch.arange(len(pixels)) % 2  # what they are makes no difference to the time
     batch = min(job.training.batch_size, len(pixels))
-    network = build(job.network).to(device(), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    where, wanted = device(job.training.use_gpu), job.training.precision
+    network = build(job.network).to(where, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=job.training.learning_rate, fused=True)
-    bf16 = hardware.hardware_precision(device().type) == "bf16"
+    bf16 = (hardware.hardware_precision(where.type) if wanted == "auto" else wanted) == "bf16"
 
     def epoch() -> int:
         order = torch.randperm(len(pixels))
         whole = len(pixels) // batch * batch
         for rows in torch.split(order[:whole], batch):
-            x_B1SS = pixels[rows, None].to(device()).float().div(255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(network(x_B1SS).float(), labels[rows].to(device()))
+            x_B1SS = pixels[rows, None].to(where).float().div(255).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(network(x_B1SS).float(), labels[rows].to(where))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        float(loss)  # waits for an accelerator
+        loss.item()  # waits for an accelerator
         return whole
 
     epoch()

@@ -28,7 +28,7 @@ def catalog(job_file: JobFile = None, /, *, archive: Archive = Archive(), output
     from pneumobatch.archive import catalog as catalogue
     from pneumobatch.archive import left_out
 
-    films = catalogue.find_duplicates(catalogue.build(archive))
+    films = catalogue.find_duplicates(catalogue.build(archive), archive.max_bytes)
     target = storage.join(output.uri, "catalog", "catalog.parquet")
     storage.write_table(target, catalogue.publishable(films, keep_uri=output.keep_source_uri))
     labels = films["label"].to_pylist()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pneumobatch.config.section import Section, Uri
 
@@ -43,15 +43,19 @@ class Archive(Section):
     """Pixels (width × height) above which an image fails as `too_many_pixels` before it is decoded."""
 
 
+Codes = tuple[Annotated[str, AfterValidator(lambda code: " ".join(code.upper().split()))], ...]
+"""Codes of DICOM, written as a film's own are compared."""
+
+
 class Gate(Section):
     """Which DICOM films and pictures are inside the model's domain; a film outside is `rejected` by the named rule."""
 
-    modalities: tuple[str, ...] = ("CR", "DX")
+    modalities: Codes = ("CR", "DX")
     """Accepted Modality values."""
-    body_parts: tuple[str, ...] = ("CHEST", "THORAX")
-    """Accepted BodyPartExamined values; an absent one is accepted."""
-    views: tuple[str, ...] = ("PA", "AP")
-    """Accepted view positions; an absent one is accepted."""
+    body_parts: Codes = ("CHEST", "THORAX")
+    """Accepted BodyPartExamined values, or OTHER for a region coded otherwise; an absent one is accepted."""
+    views: Codes = ("PA", "AP")
+    """Accepted view positions, or OTHER for a view coded otherwise; an absent one is accepted."""
     allow_any_age: bool = False
     """Score patients outside the bundle's validated ages, or of an unreadable age, instead of rejecting them."""
     pixel_check: bool = True

@@ -1,16 +1,16 @@
 """All sections together, and the job file that holds them."""
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pneumobatch.config.credentials import without_password
 from pneumobatch.config.films import Archive
 from pneumobatch.config.learning import PAPER, Augmentation, Experiment, Level, Loss, Network, Training
 from pneumobatch.config.screening import Evaluation, Screening
-from pneumobatch.config.section import Count, Positive, Section, Uri, without_password
+from pneumobatch.config.section import Count, Positive, Section, Uri, plain
 
 
 class Output(Section):
@@ -65,12 +65,6 @@ class Demo(Section):
     """Seed of the phantoms."""
 
 
-def _plain(uri: str) -> str:
-    """A path or URI in the one way in which places are compared."""
-    path = uri.removeprefix("file://")
-    return (path if "://" in path else os.path.abspath(path)).rstrip("/")  # noqa: PTH100 - links are names
-
-
 class Job(Section):
     """A whole job: every verb reads the sections it needs, so one file can hold a study."""
 
@@ -106,7 +100,7 @@ class Job(Section):
             return self
         places = {"archive.uri": (self.archive.uri,), "archive.roots": self.archive.roots}
         for key, uris in places.items():
-            if any(uri and f"{_plain(self.output.uri)}/".startswith(f"{_plain(uri)}/") for uri in uris):
+            if any(uri and f"{plain(self.output.uri)}/".startswith(f"{plain(uri)}/") for uri in uris):
                 raise ValueError(
                     f"output.uri: is or lies below {key}, so that the next night would take what this one writes for "
                     "films; give a folder beside it"

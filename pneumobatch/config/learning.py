@@ -135,6 +135,13 @@ class Training(Section):
     validated_age_years: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=130)]] | None = None
     """Ages (whole years, inclusive) that the training films cover; screening rejects DICOM films outside it."""
 
+    @model_validator(mode="after")
+    def _ages_ordered(self) -> Self:
+        ages = self.validated_age_years
+        if ages and ages[0] > ages[1]:
+            raise ValueError("training.validated_age_years: give the youngest age first, such as [1, 5]")
+        return self
+
 
 PAPER: dict[str, dict[str, Any]] = {
     "training": {

@@ -1,12 +1,12 @@
 """What all sections share: their base, and the kinds of values in them."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+
+from pneumobatch.config.credentials import without_password
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -14,29 +14,25 @@ Positive = Annotated[float, Field(gt=0)]
 
 Count = Annotated[int, Field(ge=1)]
 
-NOT_REPEATED = "not_repeated"
-"""Kind of the error whose input must not be repeated."""
-
-_PASSWORD = re.compile(r"://[^/?#]*:[^/?#]+@")
-
-
-def without_password(uri: str) -> str:
-    """Refuses a URI with a password in it: configurations are written beside every output."""
-    if _PASSWORD.search(uri):
-        raise PydanticCustomError(
-            NOT_REPEATED,
-            "holds a password, which would be written into records; leave it out of the URI: credentials come from the "
-            "environment (for fsspec's protocols from variables such as FSSPEC_SFTP_PASSWORD)",
-        )
-    return uri
-
 
 def absolute(uri: str) -> str:
     """Makes a path absolute: workers have working folders of their own, and a relative one means the starting one's."""
     if not uri:
         raise ValueError("is empty; name a folder, file or URI, or leave the key out")
-    # Not Path.resolve: a link to an archive is a name that its user chose.
-    return without_password(uri) if "://" in uri else os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
+    if "://" in uri:
+        return without_password(uri)
+    try:
+        # Not Path.resolve: a link to an archive is a name that its user chose.
+        return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
+    except RuntimeError:
+        raise ValueError("begins with the home of a user whom this machine does not know; write it out") from None
+
+
+def plain(uri: str) -> str:
+    """A path or URI in the one way in which places are compared: without `file://` and a slash at its end, local ones
+    absolute."""
+    path = uri.removeprefix("file://")
+    return (path if "://" in path else os.path.abspath(path)).rstrip("/")  # noqa: PTH100 - .. goes, links stay
 
 
 Uri = Annotated[str, AfterValidator(absolute)]

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import socket
+from collections import Counter
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -130,25 +131,40 @@ def _knock(address: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """What must be equal on all machines; runs on a worker."""
+    """What must be equal on all machines; runs on each."""
     names = {name: version(name) for name in ("ray", "torch", "pneumobatch")}
     return {"python": platform.python_version(), **names}
 
 
 def _cluster_versions() -> Finding:
+    """Compares every node that takes work: a head without CPUs runs no job's task, and may have another image."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]  # type: ignore[no-untyped-call]
+    if not nodes:
+        return Finding(
+            "Ray workers", "none now, so their versions are not compared", "note", "look again while a job runs"
+        )
+    task = ray.remote(_versions)
+    asked = [task.options(num_cpus=0, scheduling_strategy=On(node["NodeID"], soft=False)).remote() for node in nodes]
     try:
-        there: dict[str, str] = ray.get(ray.remote(_versions).options(num_cpus=0).remote(), timeout=30)
+        found: list[dict[str, str]] = ray.get(asked, timeout=30)
     except (RayError, GetTimeoutError) as error:
         text = f"a worker cannot run this package: {str(error).strip().splitlines()[-1]}"
         return Finding("Ray workers", text, "problem", "install the same pneumobatch on every node")
     here = _versions()
-    different = [f"{name} {there[name]} there, {here[name]} here" for name in here if here[name] != there[name]]
+    different = Counter(
+        f"{name} {there[name]} there, {here[name]} here"
+        for there in found
+        for name in here
+        if here[name].partition("+")[0] != there[name].partition("+")[0]  # torch for CPUs here, for CUDA there
+    )
     if different:
-        return Finding("Ray workers", "; ".join(different), "problem", "use one image for the cluster and this machine")
-    return Finding("Ray workers", "versions as here")
+        text = "; ".join(f"{text} ({count} of {len(nodes)} nodes)" for text, count in different.items())
+        return Finding("Ray workers", text, "problem", "use one image for the cluster and this machine")
+    return Finding("Ray workers", f"versions as here on {len(nodes)} nodes")
 
 
 def _text(path: str) -> str:

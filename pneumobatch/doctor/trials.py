@@ -48,10 +48,13 @@ def network(job: Job) -> Findings:
     text = f"{name} at {size}²: {parameters / 1e6:.1f} M parameters, {multiply_adds / 1e9:.2f} G multiply-adds an image"
     yield Finding("network", text)
     weights = job.network.weights
-    if weights not in {None, "pretrained"} and not storage.is_file(str(weights)):
-        yield Finding(
-            "network", f"network.weights: {weights} is no file", "problem", "mend the path or leave the key out"
-        )
+    try:
+        wrong = "is no file" if weights not in {None, "pretrained"} and not storage.is_file(str(weights)) else ""
+    except (OSError, ValueError) as error:  # a store that does not answer, or a protocol without its package
+        wrong = f"cannot be looked for: {error}"
+    if wrong:
+        text = f"network.weights: {weights} {wrong}"
+        yield Finding("network", text, "problem", "mend the path or leave the key out")
 
 
 def precisions(_: Job) -> Findings:

@@ -15,7 +15,7 @@ from pneumobatch.config import Archive
 
 PEAK = 400
 """Resident memory that the decoding process may reach on the corpus, MB: itself, and the largest film thrice."""
-RULES = {"modality", "body_part", "view", "age", "blank", "inverted", "not_an_xray"}
+RULES = {"modality", "for_processing", "body_part", "view", "age", "blank", "inverted", "not_an_xray"}
 
 
 @pytest.fixture

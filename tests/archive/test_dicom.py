@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -66,6 +67,14 @@ def test_eight_bits_in_words_of_the_other_byte_order() -> None:
     assert np.array_equal(grey(save(dataset, enforce_file_format=True)), stored)
 
 
+def test_a_private_syntax_is_unsupported_not_broken() -> None:
+    dataset, buffer = make(np.zeros((2, 2), np.uint16), 12, syntax="1.2.840.113619.5.2"), io.BytesIO()
+    dataset.save_as(buffer, implicit_vr=True, little_endian=True, enforce_file_format=True)
+    with pytest.raises(DecodeError) as raised:
+        grey(buffer.getvalue())
+    assert raised.value.reason == "unsupported"
+
+
 @pytest.mark.parametrize("modality", ["CR", "DX"])
 def test_secondary_captures_of_a_film_are_films(modality: str) -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (8, 6, 3)).astype(np.uint8)
@@ -93,6 +102,12 @@ def test_what_is_wrong_has_a_name(change: dict[str, Any], reason: str) -> None:
     assert raised.value.reason == reason
 
 
+def coded(value: str, scheme: str) -> list[Dataset]:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, "SECRET"
+    return [item]
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
@@ -104,6 +119,24 @@ def test_what_is_wrong_has_a_name(change: dict[str, Any], reason: str) -> None:
         ({"ViewPosition": "LL"}, "view"),
         ({"ViewPosition": "", "PatientPosition": "LATERAL"}, "view"),
         ({"ViewPosition": "", "PatientPosition": "HFS"}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399348003", "SCT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("R-10214", "SRT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("272479007", "SCT")}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399033003", "SCT")}, None),  # frontal
+        ({"ViewPosition": "", "ViewCodeSequence": []}, None),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("R-10236", "SNM3")}, "view"),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("399135007", "SCT")}, "view"),  # left anterior oblique
+        ({"ViewPosition": "PA", "ViewCodeSequence": coded("R-10236", "SRT")}, None),
+        ({"ViewPosition": "", "PatientOrientation": ["A", "F"]}, "view"),
+        ({"ViewPosition": "", "PatientOrientation": ["PL", "F"]}, "view"),
+        ({"ViewPosition": "", "PatientOrientation": ["L", "F"]}, None),
+        ({"ViewPosition": "", "PatientOrientation": ["LA", "F"]}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("T-D3000", "SRT")}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("816094009", "SCT")}, None),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("T-15710", "SRT")}, "body_part"),  # hip joint
+        ({"BodyPartExamined": "CHEST", "AnatomicRegionSequence": coded("T-15710", "SRT")}, None),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for_processing"),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, None),
         ({"PatientAge": "062Y"}, "age"),
         ({"PatientAge": "011M"}, "age"),
         ({"PatientAge": "018M"}, None),
@@ -126,6 +159,21 @@ def test_the_domain_gate_names_its_rule(change: dict[str, Any], rule: str | None
     assert set(raised.value.facts) <= set(DICOM_ALLOWED)
 
 
+def test_a_view_that_is_coded_is_stated() -> None:
+    assert stated(ViewPosition="", ViewCodeSequence=coded("R-10206", "SRT"))["view"] == "AP"
+    assert "view" not in stated(ViewPosition="", ViewCodeSequence=coded("R-10202", "SRT"))
+    other = {"ViewPosition": "", "ViewCodeSequence": coded("LOCAL-7", "99SITE")}
+    with pytest.raises(DomainError) as raised:
+        stated(**other)
+    assert raised.value.facts["view"] == "OTHER"
+    assert grey(make(np.zeros((2, 2), np.uint16), 12, **other), views=("PA", "OTHER")).shape == (2, 2)
+
+
+def test_the_gates_codes_may_be_written_in_any_case() -> None:
+    film = make(np.zeros((2, 2), np.uint16), 12, BodyPartExamined="Chest", ViewPosition="ll")
+    assert grey(film, modalities=("cr",), body_parts=("chest",), views=("Ll",)).shape == (2, 2)
+
+
 def test_any_age_passes_where_the_site_opted_in() -> None:
     data = save(make(np.zeros((2, 2), np.uint16), 12, PatientAge="062Y"))
     assert dicom.read(data, max_pixels=100, gate=Gate(allow_any_age=True), ages=(1, 5))[1]["age_years"] == 62
@@ -138,6 +186,19 @@ def test_a_report_is_outside_the_domain_not_broken() -> None:
     report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", "2.25.9", "SR"
     with pytest.raises(DomainError):
         grey(save(report, enforce_file_format=True))
+
+
+def test_a_discs_directory_is_outside_the_domain_not_broken(tmp_path: Path) -> None:
+    film = make(np.zeros((2, 2), np.uint16), 12, PatientName="", PatientID="7", StudyInstanceUID="2.25.1")
+    film.SeriesInstanceUID, film.StudyDate, film.StudyTime, film.StudyID = "2.25.2", "20240101", "120000", "1"
+    film.SeriesNumber = film.InstanceNumber = 1
+    disc = FileSet()
+    disc.add(pydicom.dcmread(io.BytesIO(save(film, enforce_file_format=True))))
+    disc.write(tmp_path)
+    with pytest.raises(DomainError) as raised:
+        grey((tmp_path / "DICOMDIR").read_bytes())
+    assert raised.value.rule == "modality"
+    assert set(raised.value.facts) <= set(DICOM_ALLOWED)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_it_gives_what_a_listing_gives(kind: str, s3: str, tmp_path: Path) -> No
     assert chosen["label"].to_pylist() == [0]
 
 
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_without_a_tag_an_object_has_no_version(kind: str, tmp_path: Path) -> None:
+    rows: list[Row] = [("films/a.png", True, False, 12, None), ("films/b.png", True, False, 12, "e")]
+    table = catalog.build(Archive(uri=write_inventory(str(tmp_path), kind, rows), roots=("s3://films",)))
+    assert table["bytes"].to_pylist() == [12, 12]
+    assert [version is None for version in table["version"].to_pylist()] == [True, False]
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     rows: list[Row] = [("films/a.png", True, False, 1, "0")]
     good = write_inventory(str(tmp_path / "good"), "CSV", rows)

@@ -121,6 +121,17 @@ def test_what_is_written_holds_no_patient_of_a_label_table(folder: Path, monkeyp
     assert second == keyed_hash("patient:Doe^Jane")  # as the PatientID of a DICOM file
 
 
+def test_patients_are_not_known_where_a_site_wants_none(folder: Path) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text("uri,label,patient\nother.png,1,Doe^Jane\n")
+    for patients, known in (("none", set()), ("auto", {"patient:Doe^Jane"}), ("kermany", set())):
+        table = catalog.build(Archive(uri=str(folder), labels=str(labels), patients=patients))
+        stated = {patient for patient in table["patient"].to_pylist() if patient}
+        assert {patient for patient in stated if not patient.startswith("kermany:")} == known
+        assert bool(stated) == (patients != "none")
+        assert table["label"].to_pylist().count(1) == 1  # the label stays
+
+
 def test_a_label_table_decides_like_a_dictionary(folder: Path, tmp_path: Path) -> None:
     """The last of several rows counts, the path goes before the name, and a blank cell is unknown."""
     labels = tmp_path / "labels.csv"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus import chunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -183,6 +184,18 @@ def test_png_modes_agree() -> None:
     for picture in (grey.convert("RGB"), Image.merge("LA", (grey, opaque)), grey.convert("RGBA"), palette, sixteen):
         assert np.abs(film(save(picture, "PNG")).pixels.astype(int) - film(PNG).pixels).max() <= 1
     assert set(np.unique(film(save(grey.convert("1"), "PNG"), size=260).pixels)) >= {0, 255}
+
+
+def test_a_png_says_its_size_first_and_once() -> None:
+    first = PNG.index(b"IHDR") - 4
+    header, rest = PNG[first : first + 25], PNG[first + 25 :]
+    small = chunk(b"IHDR", struct.pack(">II", 4, 4) + header[16:21])
+    text = chunk(b"tEXt", b"a\0b")
+    assert reason(PNG[:first] + header + small + rest, max_pixels=1_000) == "corrupt"
+    assert reason(PNG[:first] + small + header + rest) == "corrupt"
+    assert reason(PNG[:first] + header + rest[:-12] + small + rest[-12:], max_pixels=1_000) == "corrupt"
+    assert reason(PNG[:first] + text + header + rest) == "corrupt"
+    assert film(PNG[:first] + header + text + rest).width == 300
 
 
 def test_what_is_transparent_is_black() -> None:

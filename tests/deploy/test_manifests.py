@@ -72,7 +72,7 @@ def test_rules_that_only_the_operator_knows(found: dict[str, Any]) -> None:
     (cluster,) = clusters(found)
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"] == ray.__version__ == pinned("ray")
-    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     assert cluster["enableInTreeAutoscaling"] is True
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert "restartPolicy" not in group["template"]["spec"]  # autoscaler v2 wants it so
@@ -83,6 +83,13 @@ def test_rules_that_only_the_operator_knows(found: dict[str, Any]) -> None:
     if job:
         assert job["shutdownAfterJobFinishes"] and job["backoffLimit"] > 0
         assert all(group["replicas"] for group in cluster["workerGroupSpecs"])  # scorers are counted at the start
+
+
+def test_a_night_on_its_own_cluster_is_over_before_the_next() -> None:
+    (night,) = (found.values[0]["spec"] for found in OBJECTS if found.values[0]["kind"] == "RayCronJob")
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", night["schedule"])  # once a day
+    job = night["jobTemplate"]
+    assert (1 + job["backoffLimit"]) * job["activeDeadlineSeconds"] < 24 * 3600  # each attempt has its own deadline
 
 
 def test_the_clusters_are_made_of_the_same_parts() -> None:
@@ -143,6 +150,9 @@ def test_the_clusters_on_ec2_fit_rays_schema(monkeypatch: pytest.MonkeyPatch, tm
     types = config["available_node_types"]
     assert types["head"]["resources"]["CPU"] == 0
     assert all(kind["node_config"]["IamInstanceProfile"] for kind in types.values())
+    for part in walk(config):
+        images = {part[key] for key in ("image", "worker_image") if key in part} if isinstance(part, dict) else set()
+        assert all("CHANGE-ME" in image for image in images)  # a bare name would be pulled from Docker's registry
     for remote, local in config["file_mounts"].items():
         assert Path(local).expanduser().exists(), remote
 
