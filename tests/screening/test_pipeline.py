@@ -21,7 +21,7 @@ import ray
 from PIL import Image
 
 from pneumobatch import cluster, storage, tables
-from pneumobatch.archive import phantoms
+from pneumobatch.archive import catalog, phantoms
 from pneumobatch.config import Cluster, Job
 from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
@@ -265,3 +265,15 @@ def test_only_films_of_one_site_key_are_scored(
     elsewhere = dataclasses.replace(engine, local=False)
     with pytest.raises(ValueError, match=f"{SITE_KEY} of the cluster's workers is another than here"):
         pipeline.decided(wanted, bundle_uri, bundles.load(bundle_uri), elsewhere, 1, gpu=False)
+
+
+def test_a_worker_that_comes_later_with_another_key_scores_nothing(
+    engine: cluster.Resources, films: Path, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start asked a worker that had the key; this one has none."""
+    monkeypatch.setenv(SITE_KEY, "the-drivers-key")
+    wanted, bundle = job(films, bundle_uri, tmp_path), bundles.load(bundle_uri)
+    plan = Plan(bundle_uri, bundle.model_id, 8, "fp32", False, "cpu", 1)
+    elsewhere = dataclasses.replace(engine, local=False)
+    with pytest.raises(Exception, match=f"{SITE_KEY} of the cluster's workers is another than here"):
+        list(pipeline.score(wanted, bundle, plan, catalog.build(wanted.archive), elsewhere))

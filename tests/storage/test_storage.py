@@ -1,12 +1,15 @@
 """The same behaviour on a local folder, on S3 (moto, and Ceph where it is installed) and through fsspec."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pneumobatch import storage
+from pneumobatch.storage import persistence
 
 
 def test_bytes_and_tables_round_trip(base: str) -> None:
@@ -99,3 +102,36 @@ def test_an_unknown_protocol_is_named() -> None:
             ask("nope://x")
     with pytest.raises(ValueError, match="give the bucket"):
         storage.read_bytes("s3:///x")
+
+
+def test_errors_of_a_stores_own_package_are_of_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As gcsfs and adlfs have them, which are no OSError: asked again, and then told without their text."""
+
+    class HttpError(Exception):
+        pass
+
+    fails = iter([True])
+    read = MemoryFileSystem.cat_file
+
+    def failing(self: MemoryFileSystem, path: str, *more: object, **named: object) -> bytes:
+        if next(fails, False):
+            raise HttpError("503 for /DOE^JANE.dcm")
+        return bytes(read(self, path, *more, **named))
+
+    uri = f"memory://{tmp_path.name}/a"
+    storage.write_bytes(uri, b"1")
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
+    assert storage.read_bytes(uri) == b"1"
+    fails = iter(lambda: True, False)
+    monkeypatch.setattr(persistence, "PATIENCE", 0.3)
+    with pytest.raises(OSError, match="the store failed: HttpError") as caught:
+        storage.read_bytes(uri)
+    assert "DOE" not in str(caught.value)
+
+
+def test_a_folder_that_two_delete_is_gone(tmp_path: Path) -> None:
+    for number in range(300):
+        storage.write_bytes(str(tmp_path / "staging" / str(number % 7) / str(number)), b"")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(storage.delete, [str(tmp_path / "staging")] * 4))
+    assert not (tmp_path / "staging").exists()
