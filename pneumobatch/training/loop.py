@@ -34,6 +34,11 @@ from pneumobatch.training.synchronised import Synchronised
 CHECKPOINT = "state.pt"
 
 
+def seeded(number: int) -> int:
+    """Returns a seed that torch takes, which has 64 bits: what is derived from a seed may have more."""
+    return number % 2**64
+
+
 @dataclass(frozen=True)
 class Films:
     """Decoded films in the object store, shared without a copy by all workers of a node.
@@ -79,7 +84,7 @@ class Shard:
 
     def batches(self, count: int, batch: int, seed: int, epoch: int) -> Iterator[tuple[int, Tensor]]:
         """Yields (step, this rank's rows); every rank yields equally often, whatever the number of films."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(seeded(seed * 1_000_003 + epoch))
         order = torch.randperm(count, generator=generator)
         batch = self.batch(count, batch)
         for step in range(count // batch):
@@ -116,7 +121,7 @@ class Trainer:
 
     def __init__(self, job: Job, class_counts: Sequence[int], device: torch.device, shard: Shard) -> None:
         self.job, self.device, self.shard = job, device, shard
-        torch.manual_seed(job.training.seed)
+        torch.manual_seed(seeded(job.training.seed))
         self.network = build(job.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = FocalLoss(job.loss, class_counts).to(device)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
@@ -151,7 +156,7 @@ class Trainer:
         plan, size = self.job.training, self.job.network.image_size
         self.model.train()
         # Dropout and stochastic depth draw from here: an epoch draws the same after a restart.
-        torch.manual_seed((plan.seed * 1_000_003 + self.epoch) * self.shard.world + self.shard.rank)
+        torch.manual_seed(seeded((plan.seed * 1_000_003 + self.epoch) * self.shard.world + self.shard.rank))
         started, seen, total = time.perf_counter(), 0, torch.zeros((), device=self.device)
         steps = max(len(films) // min(plan.batch_size, len(films)), 1)
         whole = self.shard.batch(len(films), plan.batch_size)
@@ -160,8 +165,8 @@ class Trainer:
             rate = learning_rate(self.job, self.epoch + step / steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
-            fate = augment.draw(self.job.augmentation, whole, generator)
+            drawn = seeded((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
+            fate = augment.draw(self.job.augmentation, whole, torch.Generator().manual_seed(drawn))
             fate = fate[self.shard.rank :: self.shard.world].to(self.device)
             pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
             with self.together:
@@ -203,7 +208,8 @@ class Trainer:
         with int8.watched(self.shipped()) as self.ranges:
             logits = [self.score(films)]
             if self.job.training.validation == "shifted":
-                fate = augment.draw(augment.SHIFT, len(films), torch.Generator().manual_seed(self.job.training.seed))
+                generator = torch.Generator().manual_seed(seeded(self.job.training.seed))
+                fate = augment.draw(augment.SHIFT, len(films), generator)
                 logits.append(self.score(films, fate))
         if self.shard.world > 1:
             for greatest in self.ranges.values():
