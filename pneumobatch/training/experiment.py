@@ -58,12 +58,12 @@ def experiment(job: Job) -> Experimented:
             "experiment.early_stopping: stops trials by their validation scores, which rows that differ in "
             "training.validation take from different films; give all rows one"
         )
-    with lease.hold(job.output.uri, f"experiment-{job.experiment.name}"):
-        return _completed(job, baseline, plans, splits)
+    with lease.hold(job.output.uri, f"experiment-{job.experiment.name}") as ours:
+        return _completed(job, baseline, plans, splits, ours)
 
 
 def _completed(
-    job: Job, baseline: str, plans: Mapping[str, Split | NotRun], splits: Mapping[str, Split]
+    job: Job, baseline: str, plans: Mapping[str, Split | NotRun], splits: Mapping[str, Split], ours: lease.Lease
 ) -> Experimented:
     """Runs the trials that are left, and writes what is known of all."""
     trials = grid.trials(job, splits)
@@ -75,7 +75,7 @@ def _completed(
     if kept:
         say(f"experiment {job.experiment.name}: {len(kept)} of {len(trials)} trials were finished before")
     scheduler = tune.asha(trials, kept) if job.experiment.early_stopping and left else None
-    missing = _run(job, left, splits, scheduler) if left else {}
+    missing = _run(job, left, splits, scheduler, ours) if left else {}
     kept |= {trial.key: found for trial in left if (found := tune.kept(trial))}
     entries = [
         _entry(trial, splits[trial.protocol], kept.get(trial.key) or {"missing": missing[trial.key]})
@@ -86,6 +86,7 @@ def _completed(
             entries += [_not_run(job, name, row, plan) for row in grid.rows(job).items()]
     results, predictions = comparison.compare(entries, baseline, job.evaluation)
     home = storage.join(job.output.uri, "experiments", job.experiment.name)
+    ours.check()  # whoever took the experiment over knows more by now
     storage.write_table(storage.join(home, WRITTEN["predictions"]), predictions)
     storage.write_table(storage.join(home, WRITTEN["results"]), results)
     page = comparison_report.render(job, results, baseline, {name: plan.told for name, plan in splits.items()})
@@ -96,7 +97,7 @@ def _completed(
 
 
 def _run(
-    job: Job, trials: Sequence[Trial], splits: Mapping[str, Split], scheduler: "ASHAScheduler | None"
+    job: Job, trials: Sequence[Trial], splits: Mapping[str, Split], scheduler: "ASHAScheduler | None", ours: lease.Lease
 ) -> dict[str, str]:
     """Decodes what the trials need, once for each protocol and image size, and runs them."""
     folds: dict[tuple[str, int], tune.Folds] = {}
@@ -112,7 +113,7 @@ def _run(
                     cached,
                 )
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-        return tune.run(job, there, trials, folds, scheduler)
+        return tune.run(job, there, trials, folds, scheduler, ours)
 
 
 def _blocks(

@@ -1,5 +1,6 @@
 """Films → decoded folds in the object store, which all of a run's epochs read."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Fold(NamedTuple):
     blocks: list["ray.ObjectRef[pa.Table]"]
     """References of Arrow blocks in the object store, films in order."""
     films: pa.Table
-    """One row a film, in order: status, label, image statistics and the attributes of `tables.reference_schema`."""
+    """One row a film, in order: image_id, label, and status, statistics and attributes of `tables.reference_schema`."""
 
     @property
     def readable(self) -> pa.Table:
@@ -35,6 +36,13 @@ class Fold(NamedTuple):
     def labels(self) -> np.ndarray[Any, np.dtype[np.int8]]:
         """Labels of the readable films."""
         return self.readable["label"].to_numpy()  # type: ignore[no-any-return]
+
+    def as_scored(self, image_ids: Sequence[str]) -> "Fold":
+        """Returns the fold as the start saw it that scored these of its films; the others count as failed then."""
+        status, scored = self.films["status"], pc.is_in(self.films["image_id"], pa.array(image_ids, pa.string()))
+        other = pc.if_else(pc.equal(status, Status.SCORED.value), Status.FAILED.value, status)
+        status = pc.if_else(scored, Status.SCORED.value, other)
+        return Fold(self.blocks, self.films.set_column(self.films.column_names.index("status"), "status", status))
 
     @property
     def unreadable(self) -> int:
@@ -68,7 +76,7 @@ def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, t
     with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
         decoded = stage.materialize()
     described = [name for name in tables.reference_schema().names if name != "probability"]
-    summary = decoded.select_columns([*described, "label"])
+    summary = decoded.select_columns(["image_id", *described, "label"])
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
 
 

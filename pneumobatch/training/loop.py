@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
@@ -32,6 +33,9 @@ from pneumobatch.training import augment
 from pneumobatch.training.synchronised import Synchronised
 
 CHECKPOINT = "state.pt"
+
+LOGITS, SCORED = "logits.npy", "image_ids.json"
+"""What a checkpoint holds beside its state: the logits of the validation films, and which films these are."""
 
 
 def seeded(number: int) -> int:
@@ -69,6 +73,12 @@ class Films:
     def gather(self, rows: Tensor) -> Tensor:
         """Returns uint8[len(rows), S, S]."""
         return torch.from_numpy(np.stack([self.blocks[block][row] for block, row in self.places[rows.numpy()]]))
+
+
+def image_ids(references: Sequence["ray.ObjectRef[pa.Table]"]) -> list[str]:
+    """Ids of the films with a picture, in the order of `Films`."""
+    ids = [table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist() for table in ray.get(list(references))]
+    return [image_id for part in ids for image_id in part]
 
 
 @dataclass(frozen=True)
@@ -311,7 +321,8 @@ def train_worker(config: dict[str, Any]) -> None:
             checkpoint = None
             if shard.rank == 0:
                 (Path(folder) / CHECKPOINT).write_bytes(trainer.state())
-                np.save(Path(folder) / "logits.npy", logits)
+                np.save(Path(folder) / LOGITS, logits)
+                (Path(folder) / SCORED).write_text(json.dumps(image_ids(config["validation"])), encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(trainer.history[-1], checkpoint=checkpoint)
         if shard.rank == 0:

@@ -46,7 +46,7 @@ def train(job: Job) -> Trained:
     run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{fingerprint[:8]}"
     target = storage.join(job.output.uri, "bundles", run_id)
     staging = storage.join(job.output.uri, "_staging", run_id)
-    with lease.hold(job.output.uri, f"train-{run_id}"):
+    with lease.hold(job.output.uri, f"train-{run_id}") as ours:
         if _finished(fingerprint, target, staging):
             return Trained(run_id, target, bundles.load(target))
         known = usable(films, str(job.archive.uri))
@@ -64,7 +64,8 @@ def train(job: Job) -> Trained:
             require_classes(validation, "validation")
             started_at = _pin(fingerprint, staging)  # not before: what is refused can be mended under its name
             there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-            state, logits = fit(job, there, training, validation, run_id, staging)
+            state, logits, scored = fit(job, there, training, validation, run_id, staging)
+            validation = validation.as_scored(scored)
         lineage = {
             "fingerprint": fingerprint,
             "code": code,
@@ -73,7 +74,9 @@ def train(job: Job) -> Trained:
             "ended_at": _now(),
             "seconds": round(time.time() - beginning, 1),
         }
+        ours.check()  # whoever took the run over ships it, and needs what is staged
         trained = ship(job, target, state, logits, validation, films_used(films, known, training, validation), lineage)
+        ours.check()
         storage.delete(staging)
         return Trained(run_id, target, trained)
 

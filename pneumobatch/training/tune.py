@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler
 
-from pneumobatch import cluster, storage
+from pneumobatch import cluster, lease, storage
 from pneumobatch.config import Job
 from pneumobatch.lineage import code_hash
 from pneumobatch.models.hardware import described
@@ -29,7 +28,7 @@ from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.live import Live
-from pneumobatch.training.loop import Films, Shard, Trainer
+from pneumobatch.training.loop import Films, Shard, Trainer, image_ids
 
 REDUCTION = 3
 """ASHA keeps the best third at each of its rungs."""
@@ -79,6 +78,7 @@ def run(
     trials: Sequence[Trial],
     folds: Mapping[tuple[str, int], Folds],
     scheduler: ASHAScheduler | None,
+    ours: lease.Lease,
 ) -> dict[str, str]:
     """Runs trials, and returns why one did not finish, by its key; the others have left their scores.
 
@@ -88,6 +88,10 @@ def run(
         trials: What is to be run.
         folds: Decoded films by protocol and image size.
         scheduler: Stops poor trials early (`asha`); None stops none.
+        ours: The experiment's lease.
+
+    Raises:
+        lease.HeldError: Another start has taken the experiment over meanwhile.
     """
     gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
     cpus = _cpus(job, resources, gpu=gpu)
@@ -122,6 +126,7 @@ def run(
         )
         grid = tuner.fit()
         ended = [grid[i] for i in range(len(grid))]
+    ours.check()
     found = {str(result.config["key"]): result for result in ended if result.config}
     left = [trial for trial in trials if kept(trial) is None]
     reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
@@ -226,7 +231,7 @@ def _trial(
         "train_films": len(train),
         "validation_labels": validation.labels.repeat(len(margins) // len(validation)).tolist(),
         "validation_margins": margins,
-        "test_image_ids": _image_ids(fold.test),
+        "test_image_ids": image_ids(fold.test),
         "test_margins": _margins(trainer.score(test)),
         "parameters": parameters,
         "multiply_adds": multiply_adds,
@@ -256,10 +261,3 @@ def _margins(logits_N2: np.ndarray[Any, np.dtype[np.float32]]) -> list[float]:
     """Logit of pneumonia minus logit of normal."""
     margins: list[float] = (logits_N2[:, 1].astype(np.float64) - logits_N2[:, 0]).tolist()
     return margins
-
-
-def _image_ids(blocks: list["ray.ObjectRef[pa.Table]"]) -> list[str]:
-    """Ids of the films with a picture, in the order of `Films`."""
-    tables = ray.get(blocks)
-    ids = [table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist() for table in tables]
-    return [image_id for part in ids for image_id in part]

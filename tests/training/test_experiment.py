@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pneumobatch import cli, cluster, lease
+from pneumobatch.evaluation import comparison
 from pneumobatch.lineage import code_hash
 
 pytestmark = pytest.mark.engine
@@ -77,6 +78,24 @@ def test_of_two_starts_at_once_one_works(films: Path, tmp_path: Path, capsys: py
     with lease.hold(str(tmp_path), "experiment-trial"):
         assert cli.run(command(job_file(tmp_path, "plain"), films, tmp_path)) == 1
     assert "failed: experiment-trial is held by process" in capsys.readouterr().err
+
+
+def test_a_start_that_was_taken_over_writes_and_deletes_nothing(
+    undisturbed: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed / "experiments" / "trial" / "trials", tmp_path / "experiments" / "trial" / "trials")
+    compare = comparison.compare
+
+    def overtaken(*given: Any) -> Any:
+        holder = {"pid": 1, "host": "elsewhere", "since": "then", "space": "", "beat": "", "released": True}
+        later = tmp_path / "_leases" / "experiment-trial" / "00000002.json"
+        later.write_text(json.dumps(holder), encoding="utf-8")
+        return compare(*given)
+
+    monkeypatch.setattr(comparison, "compare", overtaken)
+    assert cli.run(command(job_file(tmp_path, "plain"), films, tmp_path)) == 1
+    assert "process 1 on elsewhere since then has taken its run over" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "experiments" / "trial").iterdir()] == ["trials"]
 
 
 def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_says_why(undisturbed: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from pneumobatch import cluster, lease, storage, tables
-from pneumobatch.config import Job
+from pneumobatch.archive import catalog
+from pneumobatch.config import Archive, Job
 from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
 from pneumobatch.screening.pipeline import screen
+from pneumobatch.training.fit import fit
 from pneumobatch.training.folds import Fold
 from pneumobatch.training.shipping import _reference
+from pneumobatch.training.splits import usable, validation_fold
 from pneumobatch.training.trainer import train
 
 pytestmark = pytest.mark.engine
@@ -63,6 +67,48 @@ def test_of_two_starts_at_once_one_trains(films: Path, tmp_path: Path) -> None:
     with lease.hold(str(tmp_path), "train-run"), pytest.raises(lease.HeldError, match="train-run is held by process"):
         train(job(films, tmp_path))
     assert not (tmp_path / "_staging").exists()
+
+
+def damaged(path: Path) -> bytes:
+    """Makes a film unreadable for a while, as an outage does: the listing stays the same. Returns what it was."""
+    data = path.read_bytes()
+    path.write_bytes(b"x" * len(data))
+    return data
+
+
+def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_scores_with_their_films(
+    engine: cluster.Resources, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, output = tmp_path / "films", tmp_path / "output"
+    shutil.copytree(films, archive)
+    listed = catalog.find_duplicates(catalog.build(Archive(uri=str(archive))), 10**9)
+    known = usable(listed, str(archive))
+    fold = validation_fold(known["label"].to_pylist(), known["patient"].to_pylist(), 0.3, 0)
+    held = known.filter(pa.array(fold)).to_pylist()
+    intact = [film for film in held if not re.search(r"(IM-|person)900\d", film["uri"])]
+    alone = [film for film in intact if film["image_id"] not in listed["duplicate_of"].to_pylist()]
+    well, sick = (next(Path(film["uri"]) for film in alone if film["label"] == label) for label in (0, 1))
+
+    def overtaken(*given: Any) -> Any:
+        found = fit(*given)
+        holder = {"pid": 1, "host": "elsewhere", "since": "then", "space": "", "beat": "", "released": True}
+        storage.write_bytes(str(output / "_leases" / "train-run" / "00000002.json"), json.dumps(holder).encode())
+        return found
+
+    monkeypatch.setattr("pneumobatch.training.trainer.fit", overtaken)
+    whole = damaged(sick)
+    with pytest.raises(lease.HeldError, match="process 1 on elsewhere since then has taken its run over"):
+        train(job(archive, output, **{"training.epochs": 2}))
+    assert not (output / "bundles").exists() and (output / "_staging" / "run").exists()
+    monkeypatch.undo()
+    sick.write_bytes(whole)
+    damaged(well)
+    trained = train(job(archive, output, **{"training.epochs": 2}))
+    history = pq.read_table(Path(trained.uri) / "history.parquet").to_pylist()
+    assert trained.bundle.metrics["auroc"] == pytest.approx(history[trained.bundle.metrics["epoch"] - 1]["auroc"])
+    data, labels = trained.bundle.data, [film["label"] for film in intact]
+    assert (data["validation_sick"], data["validation_well"]) == (labels.count(1) - 1, labels.count(0))
+    assert not (output / "_staging" / "run").exists()
 
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
