@@ -101,14 +101,22 @@ def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_score
         train(job(archive, output, **{"training.epochs": 2}))
     assert not (output / "bundles").exists() and (output / "_staging" / "run").exists()
     monkeypatch.undo()
+    started = (output / "_staging" / "run" / "started_at").read_text()
     sick.write_bytes(whole)
     damaged(well)
-    trained = train(job(archive, output, **{"training.epochs": 2}))
+    fitted = {"training.target": "balanced", "training.uncertain": (0.9, 0.9), "training.validated_age_years": (0, 90)}
+    with pytest.raises(ValueError, match="an unfinished run of another configuration"):
+        train(job(archive, output, **{"training.epochs": 2, "archive.max_pixels": 10**7}))
+    trained = train(job(archive, output, **{"training.epochs": 2, **fitted}))
+    assert trained.bundle.target == "balanced sensitivity and specificity"  # fitted on what was trained before
+    assert trained.bundle.training["started_at"] == started
     history = pq.read_table(Path(trained.uri) / "history.parquet").to_pylist()
     assert trained.bundle.metrics["auroc"] == pytest.approx(history[trained.bundle.metrics["epoch"] - 1]["auroc"])
     data, labels = trained.bundle.data, [film["label"] for film in intact]
     assert (data["validation_sick"], data["validation_well"]) == (labels.count(1) - 1, labels.count(0))
     assert not (output / "_staging" / "run").exists()
+    with pytest.raises(ValueError, match="a bundle of another configuration"):
+        train(job(archive, output, **{"training.epochs": 2}))
 
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
@@ -260,7 +268,11 @@ def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
 ) -> None:
     output = Path(undisturbed).parents[1]
     before = (Path(undisturbed) / "bundle.json").stat().st_mtime_ns
+    left = output / "_staging" / "run" / "train" / "checkpoint"  # of a kill before it was deleted
+    left.parent.mkdir(parents=True)
+    left.touch()
     train(job(films, output))
+    assert not (output / "_staging" / "run").exists()
     assert (Path(undisturbed) / "bundle.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another configuration; choose another run_id"):
         train(job(films, output, **{"training.epochs": 5}))
