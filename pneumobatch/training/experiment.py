@@ -16,12 +16,11 @@ from pneumobatch.evaluation import comparison, comparison_report
 from pneumobatch.evaluation.comparison import Entry
 from pneumobatch.progress import say
 from pneumobatch.training import grid, protocols, tune
-from pneumobatch.training.folds import cache_size, decode, require_classes
+from pneumobatch.training.folds import cache_size, decode, require_classes, require_readable
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.protocols import NotRun, Split
 
 if TYPE_CHECKING:
-    import ray
     from ray.tune.schedulers import ASHAScheduler
     from rich.console import RenderableType
 
@@ -106,22 +105,20 @@ def _run(
             size = trial.job.network.image_size
             if (trial.protocol, size) not in folds:
                 split, cached = splits[trial.protocol], cache_size(trial.job)
-                folds[trial.protocol, size] = tune.Folds(
-                    _blocks(job, resources, split.train, cached, f"{trial.protocol} training"),
-                    _blocks(job, resources, split.validation, size, f"{trial.protocol} validation"),
-                    _blocks(job, resources, split.test, size, f"{trial.protocol} test"),
-                    cached,
+                sides = (
+                    ("training", split.train, cached),
+                    ("validation", split.validation, size),
+                    ("test", split.test, size),
                 )
+                decoded = []
+                for side, films, pixels in sides:
+                    name = f"{trial.protocol} {side}"
+                    decoded.append(decode(job, resources, films, pixels, f"decode {name} films"))
+                    require_classes(decoded[-1], name)
+                require_readable(decoded, job.training.failure_budget)
+                folds[trial.protocol, size] = tune.Folds(*(fold.blocks for fold in decoded), cached)
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
         return tune.run(job, there, trials, folds, scheduler, ours)
-
-
-def _blocks(
-    job: Job, resources: cluster.Resources, films: pa.Table, size: int, name: str
-) -> list["ray.ObjectRef[pa.Table]"]:
-    fold = decode(job, resources, films, size, f"decode {name} films")
-    require_classes(fold, name)
-    return fold.blocks
 
 
 def _entry(trial: Trial, split: Split, found: Mapping[str, Any]) -> Entry:

@@ -1,5 +1,6 @@
 """Films → decoded folds in the object store, which all of a run's epochs read."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Fold(NamedTuple):
     blocks: list["ray.ObjectRef[pa.Table]"]
     """References of Arrow blocks in the object store, films in order."""
     films: pa.Table
-    """One row a film, in order: image_id, label, and status, statistics and attributes of `tables.reference_schema`."""
+    """One row a film, in order: image_id, label, reason, and the columns of `tables.reference_schema` but its score."""
 
     @property
     def readable(self) -> pa.Table:
@@ -76,8 +77,38 @@ def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, t
     with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
         decoded = stage.materialize()
     described = [name for name in tables.reference_schema().names if name != "probability"]
-    summary = decoded.select_columns(["image_id", *described, "label"])
+    summary = decoded.select_columns(["image_id", "reason", *described, "label"])
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
+
+
+def require_readable(folds: Sequence[Fold], budget: float) -> None:
+    """Tells of films without a picture, and refuses to train on what an outage has left.
+
+    Args:
+        folds: All films that should train or judge.
+        budget: Share of them that may fail; a film outside the domain (rejected) is no failure.
+
+    Raises:
+        ValueError: More have failed.
+    """
+    rows = [row for fold in folds for row in fold.films.select(["status", "reason"]).to_pylist()]
+    reasons = {
+        status: Counter(row["reason"] for row in rows if row["status"] == status)
+        for status in (Status.FAILED.value, Status.REJECTED.value)
+    }
+    failed = reasons[Status.FAILED.value].total()
+    told = "; ".join(
+        f"{count.total()} {status} ({', '.join(f'{reason} {n}' for reason, n in count.most_common())})"
+        for status, count in reasons.items()
+        if count
+    )
+    if failed > budget * len(rows):
+        raise ValueError(
+            f"archive: of {len(rows)} films that should train or judge {told}: more failed than "
+            f"training.failure_budget = {budget:.0%}; mend the archive and start again, or raise the budget"
+        )
+    if told:
+        say(f"of {len(rows)} films that should train or judge {told}")
 
 
 def require_classes(fold: Fold, name: str) -> None:

@@ -16,7 +16,7 @@ from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.training.fit import fit
-from pneumobatch.training.folds import cache_size, decode, require_classes
+from pneumobatch.training.folds import cache_size, decode, require_classes, require_readable
 from pneumobatch.training.shipping import films_used, ship
 from pneumobatch.training.splits import usable, validation_fold
 
@@ -29,6 +29,9 @@ STARTED = "started_at"
 FITTED = {"target", "target_value", "uncertain", "validated_age_years"}
 """Keys of `training` that count only after the last epoch: one that proves wrong then is mended without training again.
 """
+
+NEITHER = {"run_id", "max_failures", "failure_budget", "checkpoints_to_keep", "cpus_per_worker", "rationale"}
+"""Keys of `training` on which neither weights nor bundle depend."""
 
 
 class Trained(NamedTuple):
@@ -71,6 +74,7 @@ def train(job: Job) -> Trained:
             validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
             require_classes(training, "training")
             require_classes(validation, "validation")
+            require_readable([training, validation], plan.failure_budget)
             started_at = _pin(pin, staging)  # not before: what is refused can be mended under its name
             there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
             state, logits, scored = fit(job, there, training, validation, staged, staging)
@@ -134,7 +138,7 @@ def _fingerprint(job: Job, films: pa.Table, without: Set[str] = frozenset()) -> 
     """What a result depends on, `without` these keys of training; where it is written and how many failures it may
     survive is not part of it."""
     config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker", "rationale", *without):
+    for key in NEITHER | without:
         del config["training"][key]
     config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read
     # A film that was mended or encoded anew under its name has another size.

@@ -32,6 +32,7 @@ batch_size = 8
 precision = "fp32"
 max_failures = 0
 validation_fraction = 0.3
+failure_budget = 0.15
 target = "balanced"
 [evaluation]
 bootstrap = 50
@@ -231,6 +232,14 @@ def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(
     expected = next(row for row in results(undisturbed) if row["status"] == "done")
     assert done["status"] == "done"
     assert done["auroc"] == pytest.approx(expected["auroc"], abs=1e-3)
+
+
+def test_an_experiment_on_what_an_outage_has_left_is_refused(
+    engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(job_file(tmp_path, "plain"), films, tmp_path)
+    assert cli.run([*words, "--training.failure_budget", "0.05"]) == 2
+    assert "5 failed" in capsys.readouterr().err
 
 
 def test_a_class_that_no_film_is_left_of_is_refused_before_it_trains(

@@ -45,6 +45,7 @@ PLAN = {
     "training.batch_size": 8,
     "training.validation_fraction": 0.3,
     "training.precision": "fp32",
+    "training.failure_budget": 0.15,  # the archive's planted defects
     "cluster.num_cpus": 2,
 }
 
@@ -301,6 +302,15 @@ def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> No
         (folder / "NORMAL" / f"{number}.jpeg").write_bytes(b"%d" % number)
     with pytest.raises(ValueError, match="the archive has 0 pneumonia patients"):
         train(job(folder, tmp_path))
+
+
+def test_more_unreadable_films_than_the_budget_train_nothing(
+    engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = r"of 67 films that should train or judge 5 failed \(.*truncated 1.*\); 2 rejected \(.*view 1.*\)"
+    with pytest.raises(ValueError, match=told + r": more failed than training\.failure_budget = 5%"):
+        train(job(films, tmp_path, **{"training.failure_budget": 0.05}))
+    assert not (tmp_path / "_staging").exists()
 
 
 def test_films_above_max_bytes_train_nothing_and_a_refused_start_can_be_mended(
