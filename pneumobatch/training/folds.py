@@ -19,6 +19,9 @@ from pneumobatch.tables import Status
 BLOCK_FILMS = 256
 """Films a decode task."""
 
+OLDEST = 90
+"""Greatest age that is kept, years: it stands for itself and all above."""
+
 
 class Fold(NamedTuple):
     """Decoded films of one side of the split."""
@@ -109,6 +112,37 @@ def require_readable(folds: Sequence[Fold], budget: float) -> None:
         )
     if told:
         say(f"of {len(rows)} films that should train or judge {told}")
+
+
+def require_ages(folds: Sequence[Fold], ages: tuple[int, int] | None) -> None:
+    """Refuses stated ages that the readable films contradict, as far as theirs are known.
+
+    Raises:
+        ValueError: An age lies outside.
+    """
+    found = [age for fold in folds for age in fold.readable["age_years"].to_pylist() if age is not None]
+    # 90 stands for 90 and over: only an upper bound below it leaves it out.
+    outside = [age for age in found if ages and (age > ages[1] or (age < ages[0] and age < OLDEST))]
+    if outside and ages:
+        raise ValueError(
+            f"training.validated_age_years: [{ages[0]}, {ages[1]}] leaves out {len(outside)} of {len(found)} films "
+            f"with a known age, which cover {min(found)} to {max(found)} years; state those, or leave the films out by "
+            "archive.exclude"
+        )
+
+
+def require_workers(training: Fold, validation: Fold, workers: tuple[int, ...]) -> None:
+    """Refuses more workers than there are films, as each takes a part of either fold.
+
+    Raises:
+        ValueError: A fold has fewer readable films.
+    """
+    fewest = min(len(training.labels), len(validation.labels))
+    if fewest < max(workers):
+        raise ValueError(
+            f"training.workers: {max(workers)} workers cannot share {len(training.labels)} training and "
+            f"{len(validation.labels)} validation films; give {fewest} at most"
+        )
 
 
 def require_classes(fold: Fold, name: str) -> None:

@@ -16,7 +16,14 @@ from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.training.fit import fit
-from pneumobatch.training.folds import cache_size, decode, require_classes, require_readable
+from pneumobatch.training.folds import (
+    cache_size,
+    decode,
+    require_ages,
+    require_classes,
+    require_readable,
+    require_workers,
+)
 from pneumobatch.training.shipping import films_used, ship
 from pneumobatch.training.splits import usable, validation_fold
 
@@ -75,6 +82,8 @@ def train(job: Job) -> Trained:
             require_classes(training, "training")
             require_classes(validation, "validation")
             require_readable([training, validation], plan.failure_budget)
+            require_workers(training, validation, plan.workers)
+            require_ages([training, validation], plan.validated_age_years)
             started_at = _pin(pin, staging)  # not before: what is refused can be mended under its name
             there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
             state, logits, scored = fit(job, there, training, validation, staged, staging)

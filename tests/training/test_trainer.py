@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
 from pneumobatch.screening.pipeline import screen
 from pneumobatch.training.fit import fit
-from pneumobatch.training.folds import Fold
+from pneumobatch.training.folds import Fold, require_ages
 from pneumobatch.training.shipping import _reference
 from pneumobatch.training.splits import usable, validation_fold
 from pneumobatch.training.trainer import train
@@ -159,19 +160,24 @@ def test_the_bundle_describes_its_validation_films_for_drift(undisturbed: str) -
     assert reference["probability"].null_count == len(reference) - len(scored)
 
 
-def test_a_reference_keeps_so_many_films_in_no_order() -> None:
+def test_a_reference_keeps_so_many_films_in_an_order_that_tells_nothing_of_their_places() -> None:
     count = tables.REFERENCE_ROWS + 500
     status = ["scored" if i % 3 else "rejected" for i in range(count)]
-    films = tables.upgraded(pa.table({"status": status, "width": range(count)}), tables.reference_schema())
+    widths_of = np.random.default_rng(0).permutation(count)
+    films = tables.upgraded(pa.table({"status": status, "width": widths_of}), tables.reference_schema())
     films = films.drop_columns(["probability"]).append_column("label", pa.array([i % 2 for i in range(count)]))
     fold = Fold([], films)
     probabilities = np.arange(count)[[s == "scored" for s in status]] / count
     reference = _reference(fold, probabilities, seed=0)
     assert len(reference) == tables.REFERENCE_ROWS and reference.schema == tables.reference_schema()
     widths, scores = reference["width"].to_numpy(), reference["probability"].to_pylist()
-    assert (np.diff(widths) < 0).any() and len(set(widths.tolist())) == len(widths)
+    assert len(set(widths.tolist())) == len(widths)
+    place = np.argsort(widths_of)
     for width, score in zip(widths.tolist(), scores, strict=True):
-        assert score == (width / count if width % 3 else None)
+        assert score == (place[width] / count if place[width] % 3 else None)
+    known = [score for score in scores if score is not None]
+    assert scores[: len(known)] == sorted(known)
+    assert (np.diff(widths[len(known) :]) > 0).all()  # those without a score stand by what they are
     assert fold.unreadable == status.count("rejected") and len(fold.labels) == status.count("scored")
 
 
@@ -311,6 +317,29 @@ def test_more_unreadable_films_than_the_budget_train_nothing(
     with pytest.raises(ValueError, match=told + r": more failed than training\.failure_budget = 5%"):
         train(job(films, tmp_path, **{"training.failure_budget": 0.05}))
     assert not (tmp_path / "_staging").exists()
+
+
+def test_more_workers_than_films_are_refused_before_they_start(
+    engine: cluster.Resources, films: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"training\.workers: 50 workers cannot share \d+ training and \d+ validation"):
+        train(job(films, tmp_path, **{"training.workers": [1, 50]}))
+    assert not (tmp_path / "_staging").exists()
+
+
+def test_stated_ages_that_films_contradict_are_refused(engine: cluster.Resources, films: Path, tmp_path: Path) -> None:
+    told = r"training\.validated_age_years: \[2, 4\] leaves out 2 of 8 films with a known age, which cover 1 to 3 years"
+    with pytest.raises(ValueError, match=told):
+        train(job(films, tmp_path, **{"training.validated_age_years": (2, 4)}))
+    assert not (tmp_path / "_staging").exists()
+
+
+@pytest.mark.parametrize(("ages", "fits"), [((18, 90), True), ((95, 99), True), ((18, 89), False), (None, True)])
+def test_ninety_stands_for_all_above(ages: tuple[int, int] | None, fits: bool) -> None:
+    facts = {"status": ["scored", "failed"], "age_years": [90, 3]}  # of what cannot be read no age counts
+    fold = Fold([], tables.upgraded(pa.table(facts), tables.reference_schema()))
+    with nullcontext() if fits else pytest.raises(ValueError, match="leaves out 1 of 1 films"):
+        require_ages([fold], ages)
 
 
 def test_films_above_max_bytes_train_nothing_and_a_refused_start_can_be_mended(
