@@ -172,7 +172,8 @@ class Experiment(Section):
     hours: Positive | None = None
     """Hours after which trials are stopped; what is left is shown as not run, and a later start goes on with it."""
     early_stopping: bool = False
-    """Stop the trials that validate worst long before the last epoch (ASHA); they are never tested."""
+    """Stop the trials that validate worst long before the last epoch (ASHA), but none of the baseline; they are never
+    tested."""
 
 
 class Level(Section):

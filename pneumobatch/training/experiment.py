@@ -116,7 +116,8 @@ def _run(
                     decoded.append(decode(job, resources, films, pixels, f"decode {name} films"))
                     require_classes(decoded[-1], name)
                 require_readable(decoded, job.training.failure_budget)
-                folds[trial.protocol, size] = tune.Folds(*(fold.blocks for fold in decoded), cached)
+                train, validation, test = (fold.blocks for fold in decoded)
+                folds[trial.protocol, size] = tune.Folds(train, validation, test, cached)
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
         return tune.run(job, there, trials, folds, scheduler, ours)
 

@@ -41,6 +41,8 @@ class Trial(NamedTuple):
     """The row's job with the trial's seed."""
     key: str
     """Hash of all that the trial's scores depend on: the same key, the same trial."""
+    baseline: bool
+    """Whether its row is the one that the others are tested against: it is never stopped early."""
 
 
 def rows(job: Job) -> dict[str, Job]:
@@ -108,7 +110,7 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     found = []
     for protocol, seed, (row, row_job) in product(splits, job.experiment.seeds, rows(job).items()):
         seeded = row_job.model_copy(update={"training": row_job.training.model_copy(update={"seed": seed})})
-        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol])))
+        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol]), row == baseline(job)))
     first: dict[str, Trial] = {}
     for trial in found:
         if (same := first.setdefault(trial.key, trial)) is not trial:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,12 +64,13 @@ def own_uri(trial: Trial) -> str:
 
 
 def kept(trial: Trial) -> dict[str, Any] | None:
-    """What a finished trial left behind; one that was stopped early is finished only for those who stop early."""
+    """What a finished trial left behind; one that was stopped early is finished only for those who stop it early."""
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(result_uri(trial.job, trial.key)))
     except FileNotFoundError:
         return None
-    return found if trial.job.experiment.early_stopping or "stopped" not in found else None
+    stops = trial.job.experiment.early_stopping and not trial.baseline
+    return found if stops or "stopped" not in found else None
 
 
 def run(
@@ -139,23 +140,36 @@ def run(
     return reasons
 
 
+class Sparing(ASHAScheduler):
+    """ASHA that stops none of some trials, by their keys, but measures the others by them."""
+
+    def __init__(self, spared: Set[str], epochs: int) -> None:
+        super().__init__(
+            time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
+            reduction_factor=REDUCTION,
+        )  # fmt: skip
+        self.spared = spared
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decides whether a trial goes on."""
+        decision = super().on_trial_result(controller, trial, result)
+        return str(self.CONTINUE if trial.config["key"] in self.spared else decision)
+
+
 def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> ASHAScheduler:
-    """Returns a scheduler whose rungs hold what earlier starts have seen.
+    """Returns a scheduler whose rungs hold what earlier starts have seen, and which never stops the baseline.
 
     Args:
         trials: All trials of the grid: the longest of them places the rungs.
         earlier: What finished and stopped trials left behind, by key; those in mid-way report their own past again.
     """
-    epochs = max(trial.job.training.epochs for trial in trials)
-    scheduler = ASHAScheduler(
-        time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
-        reduction_factor=REDUCTION,
-    )  # fmt: skip
+    spared = {trial.key for trial in trials if trial.baseline}
+    scheduler = Sparing(spared, max(trial.job.training.epochs for trial in trials))
     for key, found in earlier.items():
-        past = SimpleNamespace(trial_id=key)
+        past = SimpleNamespace(trial_id=key, config={"key": key})
         scheduler.on_trial_add(None, past)  # type: ignore[arg-type]  # ASHA reads the id alone
         for row in found.get("history", ()):  # an older version kept none of a stopped trial
-            scheduler.on_trial_result(None, past, row)  # type: ignore[arg-type]
+            scheduler.on_trial_result(None, past, row)
     return scheduler
 
 
