@@ -158,10 +158,9 @@ def _start(network: Classifier, name: str, uri: str) -> None:
     if not any(key.startswith("backbone.") for key in state):
         heads = tuple(f"{head}." for head in _classifiers(network.backbone))
         state = {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith(heads)}
-        added = (
-            name for name, module in network.named_modules() if isinstance(module, SideBranchAttention | GatedAttention)
-        )
-        new = (*(f"backbone.{head}" for head in heads), *(f"{name}." for name in added))
+        added = (SideBranchAttention, GatedAttention)
+        blocks = (f"{place}." for place, module in network.named_modules() if isinstance(module, added))
+        new = (*(f"backbone.{head}" for head in heads), *blocks)
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes
