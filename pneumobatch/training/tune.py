@@ -28,7 +28,8 @@ from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.live import Live
-from pneumobatch.training.loop import Films, Shard, Trainer, image_ids
+from pneumobatch.training.loop import Trainer
+from pneumobatch.training.shards import Films, Shard, image_ids
 
 REDUCTION = 3
 """ASHA keeps the best third at each of its rungs."""

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumobatch.config import PAPER, Augmentation, Job
-from pneumobatch.training.loop import Films, Shard, Trainer, learning_rate, measures, seeded
+from pneumobatch.training.loop import Trainer, learning_rate, measures
+from pneumobatch.training.shards import Films, Shard, seeded
 
 
 def _films(count: int, size: int) -> Films:
