@@ -47,6 +47,7 @@ def demo(job: Job) -> list["RenderableType"]:
                     "ema_decay": 0.98,
                     "validation_fraction": 0.25,
                     "target": "balanced",
+                    "failure_budget": 0.15,  # of the fewest films that a demo may have, the planted defects are 11 %
                 },
             }
         )

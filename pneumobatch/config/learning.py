@@ -126,6 +126,8 @@ class Training(Section):
     sensitivity at its low end and this specificity at its high end on the validation fold; [0, 0]: no band."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures survived by restarting from the last checkpoint."""
+    failure_budget: Fraction = 0.05
+    """Share of the films that should train or judge that may fail to be read; above it nothing is trained."""
     checkpoints_to_keep: Annotated[int, Field(ge=1)] = 2
     """Checkpoints kept, the best by validation AUROC and the latest always among them."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -177,7 +179,8 @@ class Experiment(Section):
     hours: Positive | None = None
     """Hours after which trials are stopped; what is left is shown as not run, and a later start goes on with it."""
     early_stopping: bool = False
-    """Stop the trials that validate worst long before the last epoch (ASHA); they are never tested."""
+    """Stop the trials that validate worst long before the last epoch (ASHA), but none of the baseline; they are never
+    tested."""
 
 
 class Level(Section):

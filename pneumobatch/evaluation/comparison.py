@@ -47,7 +47,12 @@ def compare(entries: Sequence[Entry], baseline: str, options: Evaluation) -> tup
         options: Resamples, seed and bins of the intervals.
     """
     scored = [_scored(entry, entry.test, options) for entry in entries if entry.test is not None]
-    done = [_alone(one, options) | _against(one, _partner(one, scored, baseline)) for one in scored]
+    lacking = [entry.facts for entry in entries if entry.test is None and entry.facts["row"] == baseline]
+    done = [
+        _alone(one, options)
+        | (_against(one, base) if (base := _partner(one, scored, baseline)) else _without(one, lacking))
+        for one in scored
+    ]
     numbers = iter(done)
     rows = [entry.facts if entry.test is None else next(numbers) for entry in entries]
     rows += _means(done, scored, baseline)
@@ -89,9 +94,16 @@ def _partner(one: Scored, scored: Sequence[Scored], baseline: str) -> Scored | N
     return None if one.facts["row"] == baseline else next(found, None)
 
 
-def _against(one: Scored, base: Scored | None) -> dict[str, Any]:
-    if base is None:
-        return {}
+def _without(one: Scored, lacking: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Why a trial is compared with nothing: its baseline's trial has no numbers."""
+    for facts in lacking:
+        if (facts["protocol"], facts["seed"]) == (one.facts["protocol"], one.facts["seed"]):
+            status = {"stopped": "was stopped early", "failed": "failed"}.get(facts["status"], "was not run")
+            return {"reason": f"not compared with the baseline, which {status}: {facts['reason']}"}
+    return {}
+
+
+def _against(one: Scored, base: Scored) -> dict[str, Any]:
     if not _same_films(one, base):
         return {
             "reason": "not compared with the baseline, which was tested on other films: not the same could be read "

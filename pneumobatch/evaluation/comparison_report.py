@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pneumobatch import config
+from pneumobatch import config, metrics
 from pneumobatch.evaluation.figures import three
-from pneumobatch.evaluation.page import template
+from pneumobatch.evaluation.page import span, template
 
 ORDER = {"mean": 0, "done": 1, "stopped": 2, "failed": 3, "not_run": 4}
 """A row's lines: the mean of its seeds first."""
@@ -31,9 +31,7 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         told: How each protocol that ran divided the films, in words.
     """
     rows = results.to_pylist()
-    filters: dict[str, Callable[..., Any]] = {
-        "rate": three, "span": _span, "signed": _signed, "chance": _chance, "quantity": _quantity, "differs": _differs,
-    }  # fmt: skip
+    filters: dict[str, Callable[..., Any]] = {"chance": _chance, "quantity": _quantity, "differs": _differs}
     trials = [row for row in rows if row["status"] != "mean"]
     return template("experiment.html.j2", filters).render(
         job=job,
@@ -47,6 +45,8 @@ def render(job: config.Job, results: pa.Table, baseline: str, told: Mapping[str,
         hardware=_all(trials, "hardware"),
         versions=len({row["code"] for row in trials if row["status"] == "done"}),  # older trials do not tell theirs
         level=LEVEL,
+        fewest=metrics.FEWEST_UNITS,
+        undefined=metrics.UNDEFINED,
     )
 
 
@@ -79,15 +79,6 @@ def _protocol(name: str, rows: list[dict[str, Any]], told: str) -> dict[str, Any
         "tests": tests,
         "bound": LEVEL / max(tests, 1),
     }
-
-
-def _span(row: Mapping[str, Any], name: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if low is None else f"{low:.3f}–{high:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _differs(row: Mapping[str, Any], name: str, p: float | None, bound: float) -> bool:
@@ -136,5 +127,5 @@ def console_table(results: pa.Table, baseline: str) -> Table:
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
-    span = _span(row, name).replace("0.", ".")
-    return three(row[name]) + (f"\n{span}" if span else "")
+    interval = span(row, name).replace("0.", ".")
+    return three(row[name]) + (f"\n{interval}" if interval else "")

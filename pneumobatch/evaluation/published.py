@@ -168,7 +168,9 @@ def find_bundle(record: Record) -> Bundle:
         content = json.loads(storage.read_bytes(storage.join(uri, "bundle.json")))
     except (FileNotFoundError, NotADirectoryError):
         return Bundle(uri, {}, "the bundle no longer lies where the run found it")
-    if content.get("model_id") != record["model_id"]:
+    except ValueError:
+        return Bundle(uri, {}, "the bundle.json that lies where the run found its own is broken (no JSON)")
+    if not isinstance(content, dict) or content.get("model_id") != record["model_id"]:
         return Bundle(uri, {}, "another model's bundle lies where the run found its own")
     return Bundle(uri, content)
 

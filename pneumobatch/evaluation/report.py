@@ -22,7 +22,10 @@ LINEAGE = (
 )  # fmt: skip
 """Entries of a run record that the page shows, besides ids, dates and configuration: an allow-list."""
 
-HIDDEN = {"uri", "labels", "include", "exclude", "roots", "bundle", "address", "weights"}
+READ = ("archive", "screening", "evaluation", "output", "cluster")
+"""Sections of a configuration that screening and evaluation read: a job file may hold a whole study."""
+
+HIDDEN = {"uri", "labels", "include", "exclude", "roots", "bundle", "address", "shared_paths"}
 """Keys of a configuration that may hold a path or address; the run record keeps them, the page does not."""
 
 PREVALENCES = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -88,9 +91,7 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
     overall = rows[0]
     certain = summary.filter(pc.equal(summary["threshold_kind"], "certain")).slice(0, 1).to_pylist()
     films = scored(predictions)
-    filters: dict[str, Callable[..., Any]] = {
-        "rate": figures.three, "span": _span, "number": _number, "moment": _moment, "mean": _mean, "change": _change,
-    }  # fmt: skip
+    filters: dict[str, Callable[..., Any]] = {"number": _number, "moment": _moment, "mean": _mean}
     return template("report.html.j2", filters).render(
         record=record,
         overall=overall,
@@ -111,14 +112,19 @@ def render(record: Mapping[str, Any], findings: Findings, options: config.Evalua
         lists=_lists(findings, options.review_images),
         resamples=metrics.enough_resamples(options.bootstrap, overall["labelled"]),
         lineage=_flat({key: record[key] for key in LINEAGE if key in record}),
-        configuration=json.dumps(_without_paths(record.get("config", {})), indent=2, ensure_ascii=False),
-        patients_known=films.patients is not None,
+        configuration=json.dumps(_without_paths(_read_sections(record)), indent=2, ensure_ascii=False),
+        resampled=_resampled(predictions, films),
+        fewest=metrics.FEWEST_UNITS,
+        undefined=metrics.UNDEFINED,
     )
 
 
-def _span(row: Mapping[str, Any], name: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if low is None else f"{low:.3f}–{high:.3f}"
+def _resampled(predictions: pa.Table, films: Scored) -> str:
+    """What the bootstrap draws again."""
+    alone = predictions["patient"].take(pa.array(films.rows)).null_count
+    if films.patients is None:
+        return "films resampled one by one, as no patient is known"
+    return "patients resampled whole" + (f", and {alone:,} films of unknown patients one by one" if alone else "")
 
 
 def _number(value: int | None) -> str:
@@ -127,10 +133,6 @@ def _number(value: int | None) -> str:
 
 def _mean(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _change(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _moment(value: Any) -> str:
@@ -256,7 +258,7 @@ def _subgroups(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the bundle rows of every subgroup, largest values only and suppressed ones folded where they are many."""
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["threshold_kind"] == "bundle" and row["subgroup"] != "all":
+        if row["subgroup"] != "all":
             group = groups.setdefault(row["subgroup"], {"rows": [], "suppressed": []})
             group["suppressed" if row["suppressed"] else "rows"].append(row)
     for group in groups.values():
@@ -307,7 +309,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+def _read_sections(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in record.get("config", {}).items() if name in READ}
+
+
 def _without_paths(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
     if isinstance(value, Mapping):
         return {k: "(in the run record)" if k in HIDDEN and v else _without_paths(v) for k, v in value.items()}
     return value

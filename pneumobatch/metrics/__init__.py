@@ -23,7 +23,6 @@ from pneumobatch.metrics.counts import (
     confusion,
     count,
     grid_counts,
-    ppv_npv,
     predictive_values,
     rates,
     wilson,
@@ -41,12 +40,23 @@ from pneumobatch.metrics.curves import (
     over_thresholds,
     reliability,
 )
-from pneumobatch.metrics.intervals import bootstrap, bounds, delong, delong_interval, enough_resamples, percentile
+from pneumobatch.metrics.intervals import (
+    FEWEST_UNITS,
+    UNDEFINED,
+    bootstrap,
+    bounds,
+    delong,
+    delong_interval,
+    enough_resamples,
+    percentile,
+)
 from pneumobatch.metrics.paired import Difference, McNemar, delong_paired, mcnemar
 
 __all__ = [
+    "FEWEST_UNITS",
     "RATES",
     "STATISTICS",
+    "UNDEFINED",
     "Z95",
     "Bin",
     "Calibration",
@@ -76,7 +86,6 @@ __all__ = [
     "operating_points",
     "over_thresholds",
     "percentile",
-    "ppv_npv",
     "predictive_values",
     "prevalence_weights",
     "rates",

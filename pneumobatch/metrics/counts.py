@@ -176,13 +176,6 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval | None:
     return float(low[0]), float(high[0])
 
 
-def ppv_npv(sensitivity: float, specificity: float, prevalence: float) -> tuple[float | None, float | None]:
-    """Returns positive and negative predictive value at a prevalence, all 0–1 (Bayes); None where nothing is called."""
-    called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
-    ppv = sensitivity * prevalence / called if called > 0 else None
-    return ppv, (specificity * (1 - prevalence) / (1 - called) if called < 1 else None)
-
-
 def predictive_values(matrices: Ints, prevalence: float) -> dict[str, Floats]:
     """Returns PPV and NPV at a prevalence of many confusion matrices [R, 4], with `_low` and `_high`; NaN: not defined.
 

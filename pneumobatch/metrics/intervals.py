@@ -65,6 +65,13 @@ def enough_resamples(wanted: int, films: int) -> int:
 BLOCK = 1 << 18
 """Weights at a time: a few MB, which stay in the processor's cache."""
 
+FEWEST_UNITS = 10
+"""Patients (or films, where no patient is known) below which nothing is drawn: so few do not show how much others of
+their kind differ, and percentiles would be far too narrow."""
+
+UNDEFINED = 0.05
+"""Share of resamples in which a statistic may be undefined: those that are left are not a sample of all."""
+
 POINTS = 8192
 """Points of a resample's curve."""
 
@@ -93,6 +100,7 @@ def bootstrap(
 
     Returns:
         The draws in which the statistic was defined, [≤ resamples] by name; `percentile` makes an interval of them.
+        None at all of fewer than `FEWEST_UNITS` patients, or where more than the share `UNDEFINED` of them is lacking.
 
     Raises:
         ValueError: As the statistics do.
@@ -104,7 +112,7 @@ def bootstrap(
         count = int(member.max()) + 1
     generator = np.random.default_rng(seed)
     draws: dict[str, list[Floats]] = {name: [np.zeros(0)] for name in STATISTICS}
-    left = resamples if count else 0
+    left = resamples if count >= FEWEST_UNITS else 0
     while left:
         rows = min(left, max(1, BLOCK // films.score.size))
         left -= rows
@@ -117,7 +125,8 @@ def bootstrap(
         for name, statistic in STATISTICS.items():
             values = statistic(weighted)
             draws[name].append(values[~np.isnan(values)])
-    return {name: np.concatenate(parts) for name, parts in draws.items()}
+    found = {name: np.concatenate(parts) for name, parts in draws.items()}
+    return {name: drawn if drawn.size >= (1 - UNDEFINED) * resamples else drawn[:0] for name, drawn in found.items()}
 
 
 def _to_prevalence(weights: Floats, truth: NDArray[np.bool_], prevalence: float) -> Floats:

@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pneumobatch import storage
 from pneumobatch.config import Network
 
-FORMAT = 1
-
 
 class Preprocessing(BaseModel):
     """How bytes become the network's input; fixed with the weights."""

@@ -5,13 +5,14 @@ from typing import cast
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pneumobatch import storage
 from pneumobatch.config import Network
-from pneumobatch.models.attention import attention
+from pneumobatch.models.attention import GatedAttention, SideBranchAttention, attention
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
 """Normalisation of grey values in 0–1; equal for all three replicated channels."""
@@ -94,42 +95,88 @@ def build(config: Network, *, initialise: bool = True) -> Classifier:
         initialise: Whether to load the starting weights that `config.weights` names; a bundle brings its own.
 
     Raises:
-        ValueError: The name or its weights are unknown; the message names the key and the remedy.
+        ValueError: The name or its weights are unknown, or there is no way to them; the message names the key and the
+            remedy.
     """
     pretrained = initialise and config.weights == "pretrained"
+    try:
+        backbone = _backbone(config, pretrained=pretrained)
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"network.weights: those of {config.name} cannot be downloaded here ({error}); give the path of a "
+            "safetensors file of them, or fill the library's cache where there is a network"
+        ) from None
+    network = Classifier(backbone, standardise=config.standardise, mirrored=config.mirrored)
+    if initialise and config.weights and not pretrained:
+        _start(network, config.name, config.weights)
+    return network
+
+
+def _backbone(config: Network, *, pretrained: bool) -> nn.Module:
     switches = {
         "side_branches": config.side_branches, "channel_gate": config.channel_gate, "spatial_gate": config.spatial_gate,
     }  # fmt: skip
     if config.name == "side_branch_net":
         if pretrained:
             raise ValueError("network.weights: side_branch_net has no pretrained weights; leave the key out")
-        backbone: nn.Module = SideBranchNet(**switches, dropout=config.dropout)
-    elif match := _RESNET.fullmatch(config.name):
-        backbone = torchvision.models.get_model(
-            f"resnet{match[2]}", weights="DEFAULT" if pretrained else None, zero_init_residual=not pretrained
-        )
-        backbone.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(cast(nn.Linear, backbone.fc).in_features, 2))
-        if match[1]:
-            for stage in ("layer1", "layer2", "layer3", "layer4"):
-                layer = getattr(backbone, stage)
-                channels = next(
-                    m.num_features for m in reversed(list(layer.modules())) if isinstance(m, nn.BatchNorm2d)
-                )
-                layer.append(attention(channels, **switches))
-    elif config.name.startswith("timm/"):
-        backbone = _timm(config, pretrained=pretrained)
-    else:
+        return SideBranchNet(**switches, dropout=config.dropout)
+    if config.name.startswith("timm/"):
+        return _timm(config, pretrained=pretrained)
+    match = _RESNET.fullmatch(config.name)
+    if not match:
         raise ValueError(
             f"network.name: {config.name!r} is no network; give attention_resnet18/34/50/101/152, resnet18/…/152, "
             "side_branch_net or timm/NAME"
         )
-    network = Classifier(backbone, standardise=config.standardise, mirrored=config.mirrored)
-    if initialise and config.weights and not pretrained:
-        try:
-            network.load_state_dict(load_safetensors(storage.read_bytes(config.weights)))
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"network.weights: {config.weights} does not fit {config.name}: {error}") from None
-    return network
+    backbone = torchvision.models.get_model(
+        f"resnet{match[2]}", weights="DEFAULT" if pretrained else None, zero_init_residual=not pretrained
+    )
+    backbone.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(cast(nn.Linear, backbone.fc).in_features, 2))
+    if match[1]:
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            layer = getattr(backbone, stage)
+            channels = next(m.num_features for m in reversed(list(layer.modules())) if isinstance(m, nn.BatchNorm2d))
+            layer.append(attention(channels, **switches))
+    return cast(nn.Module, backbone)
+
+
+def _start(network: Classifier, name: str, uri: str) -> None:
+    """Loads starting weights: those of the whole network, or its plain backbone's, of any classes, under their names.
+
+    Raises:
+        ValueError: The file is no safetensors, or does not fit.
+    """
+    try:
+        state = load_safetensors(storage.read_bytes(uri))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"network.weights: {uri} cannot be read as safetensors ({error}); give the path of a safetensors state dict"
+        ) from None
+    new: tuple[str, ...] = ()
+    if not any(key.startswith("backbone.") for key in state):
+        heads = tuple(f"{head}." for head in _classifiers(network.backbone))
+        state = {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith(heads)}
+        added = (SideBranchAttention, GatedAttention)
+        blocks = (f"{place}." for place, module in network.named_modules() if isinstance(module, added))
+        new = (*(f"backbone.{head}" for head in heads), *blocks)
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"network.weights: {uri} does not fit {name}: {error}") from None
+    lacking = [key for key in missing if not key.startswith(new)]
+    if lacking or unexpected:
+        told = ", ".join([f"lacks {key}" for key in lacking[:3]] + [f"has {key}" for key in unexpected[:3]])
+        raise ValueError(
+            f"network.weights: {uri} does not fit {name}: it {told}; give weights of that network or its plain backbone"
+        )
+
+
+def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    """Names of the modules behind the features, where a state dict holds other classes."""
+    named: str | tuple[str, ...] = getattr(backbone, "default_cfg", {}).get("classifier", "fc")
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _timm(config: Network, *, pretrained: bool) -> nn.Module:

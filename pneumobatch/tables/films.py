@@ -22,7 +22,7 @@ REFERENCE_ROWS = 10_000
 
 
 def reference_schema() -> pa.Schema:
-    """Schema of a bundle's drift reference: the validation fold's films, in no order, without anything that names one.
+    """Schema of a bundle's drift reference: the validation fold's films by probability, and nothing that names one.
 
     The month of the study is left out: it always moves.
     """

@@ -28,7 +28,8 @@ def summary_schema() -> pa.Schema:
     bootstrap over patients (films where no patient is known; fewer resamples above 5,000 films, see
     metrics.enough_resamples) for auroc, average_precision, brier and ece, that of ece moved back by its bootstrap
     bias; DeLong on the logit scale for auroc_delong. What does not depend on the
-    threshold stands in bundle rows only. Undefined values and intervals of no width are NULL.
+    threshold stands in bundle rows only. Undefined values and intervals of no width are NULL, and so is a bootstrap
+    interval of fewer than metrics.FEWEST_UNITS patients, or of a value that many resamples leave undefined.
 
     The `local_` columns stand where evaluation.prevalence states a prevalence: PPV and NPV that sensitivity and
     specificity make there (metrics.predictive_values), and Brier score and ECE of the probabilities that are corrected

@@ -16,12 +16,11 @@ from pneumobatch.evaluation import comparison, comparison_report
 from pneumobatch.evaluation.comparison import Entry
 from pneumobatch.progress import say
 from pneumobatch.training import grid, protocols, tune
-from pneumobatch.training.folds import cache_size, decode, require_classes
+from pneumobatch.training.folds import cache_size, decode, require_classes, require_readable
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.protocols import NotRun, Split
 
 if TYPE_CHECKING:
-    import ray
     from ray.tune.schedulers import ASHAScheduler
     from rich.console import RenderableType
 
@@ -58,12 +57,12 @@ def experiment(job: Job) -> Experimented:
             "experiment.early_stopping: stops trials by their validation scores, which rows that differ in "
             "training.validation take from different films; give all rows one"
         )
-    with lease.hold(job.output.uri, f"experiment-{job.experiment.name}"):
-        return _completed(job, baseline, plans, splits)
+    with lease.hold(job.output.uri, f"experiment-{job.experiment.name}") as ours:
+        return _completed(job, baseline, plans, splits, ours)
 
 
 def _completed(
-    job: Job, baseline: str, plans: Mapping[str, Split | NotRun], splits: Mapping[str, Split]
+    job: Job, baseline: str, plans: Mapping[str, Split | NotRun], splits: Mapping[str, Split], ours: lease.Lease
 ) -> Experimented:
     """Runs the trials that are left, and writes what is known of all."""
     trials = grid.trials(job, splits)
@@ -75,7 +74,7 @@ def _completed(
     if kept:
         say(f"experiment {job.experiment.name}: {len(kept)} of {len(trials)} trials were finished before")
     scheduler = tune.asha(trials, kept) if job.experiment.early_stopping and left else None
-    missing = _run(job, left, splits, scheduler) if left else {}
+    missing = _run(job, left, splits, scheduler, ours) if left else {}
     kept |= {trial.key: found for trial in left if (found := tune.kept(trial))}
     entries = [
         _entry(trial, splits[trial.protocol], kept.get(trial.key) or {"missing": missing[trial.key]})
@@ -86,6 +85,7 @@ def _completed(
             entries += [_not_run(job, name, row, plan) for row in grid.rows(job).items()]
     results, predictions = comparison.compare(entries, baseline, job.evaluation)
     home = storage.join(job.output.uri, "experiments", job.experiment.name)
+    ours.check()  # whoever took the experiment over knows more by now
     storage.write_table(storage.join(home, WRITTEN["predictions"]), predictions)
     storage.write_table(storage.join(home, WRITTEN["results"]), results)
     page = comparison_report.render(job, results, baseline, {name: plan.told for name, plan in splits.items()})
@@ -96,7 +96,7 @@ def _completed(
 
 
 def _run(
-    job: Job, trials: Sequence[Trial], splits: Mapping[str, Split], scheduler: "ASHAScheduler | None"
+    job: Job, trials: Sequence[Trial], splits: Mapping[str, Split], scheduler: "ASHAScheduler | None", ours: lease.Lease
 ) -> dict[str, str]:
     """Decodes what the trials need, once for each protocol and image size, and runs them."""
     folds: dict[tuple[str, int], tune.Folds] = {}
@@ -105,22 +105,21 @@ def _run(
             size = trial.job.network.image_size
             if (trial.protocol, size) not in folds:
                 split, cached = splits[trial.protocol], cache_size(trial.job)
-                folds[trial.protocol, size] = tune.Folds(
-                    _blocks(job, resources, split.train, cached, f"{trial.protocol} training"),
-                    _blocks(job, resources, split.validation, size, f"{trial.protocol} validation"),
-                    _blocks(job, resources, split.test, size, f"{trial.protocol} test"),
-                    cached,
+                sides = (
+                    ("training", split.train, cached),
+                    ("validation", split.validation, size),
+                    ("test", split.test, size),
                 )
+                decoded = []
+                for side, films, pixels in sides:
+                    name = f"{trial.protocol} {side}"
+                    decoded.append(decode(job, resources, films, pixels, f"decode {name} films"))
+                    require_classes(decoded[-1], name)
+                require_readable(decoded, job.training.failure_budget)
+                train, validation, test = (fold.blocks for fold in decoded)
+                folds[trial.protocol, size] = tune.Folds(train, validation, test, cached)
         there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-        return tune.run(job, there, trials, folds, scheduler)
-
-
-def _blocks(
-    job: Job, resources: cluster.Resources, films: pa.Table, size: int, name: str
-) -> list["ray.ObjectRef[pa.Table]"]:
-    fold = decode(job, resources, films, size, f"decode {name} films")
-    require_classes(fold, name)
-    return fold.blocks
+        return tune.run(job, there, trials, folds, scheduler, ours)
 
 
 def _entry(trial: Trial, split: Split, found: Mapping[str, Any]) -> Entry:

@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 def fit(
     job: Job, resources: cluster.Resources, training: Fold, validation: Fold, run_id: str, staging: str
-) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+) -> tuple[dict[str, Any], np.ndarray[Any, Any], list[str]]:
     """Runs the workers; returns the best checkpoint's state with the whole history and the hardware of the last epoch,
-    and its validation logits."""
+    its validation logits, and the ids of their films: an earlier start may have read others than this one."""
     plan = job.training
     counts = [int((training.labels == value).sum()) for value in (0, 1)]
     most = max(plan.workers)
@@ -80,10 +80,11 @@ def fit(
     assert best is not None and result.checkpoint is not None
     with best.as_directory() as folder:
         state = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
-        logits = np.load(Path(folder) / "logits.npy")
+        logits = np.load(Path(folder) / loop.LOGITS)
+        scored = json.loads((Path(folder) / loop.SCORED).read_bytes())
     with result.checkpoint.as_directory() as folder:
         last = torch.load(Path(folder) / loop.CHECKPOINT, map_location="cpu", weights_only=True)
-    return {**state, "history": last["history"], "hardware": last.get("hardware")}, logits
+    return {**state, "history": last["history"], "hardware": last.get("hardware")}, logits, scored
 
 
 def _cpus_per_worker(resources: cluster.Resources, workers: tuple[int, ...], gpu: bool) -> float:

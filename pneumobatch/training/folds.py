@@ -1,5 +1,7 @@
 """Films → decoded folds in the object store, which all of a run's epochs read."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,9 @@ from pneumobatch.tables import Status
 BLOCK_FILMS = 256
 """Films a decode task."""
 
+OLDEST = 90
+"""Greatest age that is kept, years: it stands for itself and all above."""
+
 
 class Fold(NamedTuple):
     """Decoded films of one side of the split."""
@@ -24,7 +29,7 @@ class Fold(NamedTuple):
     blocks: list["ray.ObjectRef[pa.Table]"]
     """References of Arrow blocks in the object store, films in order."""
     films: pa.Table
-    """One row a film, in order: status, label, image statistics and the attributes of `tables.reference_schema`."""
+    """One row a film, in order: image_id, label, reason, and the columns of `tables.reference_schema` but its score."""
 
     @property
     def readable(self) -> pa.Table:
@@ -35,6 +40,13 @@ class Fold(NamedTuple):
     def labels(self) -> np.ndarray[Any, np.dtype[np.int8]]:
         """Labels of the readable films."""
         return self.readable["label"].to_numpy()  # type: ignore[no-any-return]
+
+    def as_scored(self, image_ids: Sequence[str]) -> "Fold":
+        """Returns the fold as the start saw it that scored these of its films; the others count as failed then."""
+        status, scored = self.films["status"], pc.is_in(self.films["image_id"], pa.array(image_ids, pa.string()))
+        other = pc.if_else(pc.equal(status, Status.SCORED.value), Status.FAILED.value, status)
+        status = pc.if_else(scored, Status.SCORED.value, other)
+        return Fold(self.blocks, self.films.set_column(self.films.column_names.index("status"), "status", status))
 
     @property
     def unreadable(self) -> int:
@@ -68,8 +80,69 @@ def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, t
     with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
         decoded = stage.materialize()
     described = [name for name in tables.reference_schema().names if name != "probability"]
-    summary = decoded.select_columns([*described, "label"])
+    summary = decoded.select_columns(["image_id", "reason", *described, "label"])
     return Fold(decoded.to_arrow_refs(), pa.concat_tables(ray.get(summary.to_arrow_refs())))
+
+
+def require_readable(folds: Sequence[Fold], budget: float) -> None:
+    """Tells of films without a picture, and refuses to train on what an outage has left.
+
+    Args:
+        folds: All films that should train or judge.
+        budget: Share of them that may fail; a film outside the domain (rejected) is no failure.
+
+    Raises:
+        ValueError: More have failed.
+    """
+    rows = [row for fold in folds for row in fold.films.select(["status", "reason"]).to_pylist()]
+    reasons = {
+        status: Counter(row["reason"] for row in rows if row["status"] == status)
+        for status in (Status.FAILED.value, Status.REJECTED.value)
+    }
+    failed = reasons[Status.FAILED.value].total()
+    told = "; ".join(
+        f"{count.total()} {status} ({', '.join(f'{reason} {n}' for reason, n in count.most_common())})"
+        for status, count in reasons.items()
+        if count
+    )
+    if failed > budget * len(rows):
+        raise ValueError(
+            f"archive: of {len(rows)} films that should train or judge {told}: more failed than "
+            f"training.failure_budget = {budget:.0%}; mend the archive and start again, or raise the budget"
+        )
+    if told:
+        say(f"of {len(rows)} films that should train or judge {told}")
+
+
+def require_ages(folds: Sequence[Fold], ages: tuple[int, int] | None) -> None:
+    """Refuses stated ages that the readable films contradict, as far as theirs are known.
+
+    Raises:
+        ValueError: An age lies outside.
+    """
+    found = [age for fold in folds for age in fold.readable["age_years"].to_pylist() if age is not None]
+    # 90 stands for 90 and over: only an upper bound below it leaves it out.
+    outside = [age for age in found if ages and (age > ages[1] or (age < ages[0] and age < OLDEST))]
+    if outside and ages:
+        raise ValueError(
+            f"training.validated_age_years: [{ages[0]}, {ages[1]}] leaves out {len(outside)} of {len(found)} films "
+            f"with a known age, which cover {min(found)} to {max(found)} years; state those, or leave the films out by "
+            "archive.exclude"
+        )
+
+
+def require_workers(training: Fold, validation: Fold, workers: tuple[int, ...]) -> None:
+    """Refuses more workers than there are films, as each takes a part of either fold.
+
+    Raises:
+        ValueError: A fold has fewer readable films.
+    """
+    fewest = min(len(training.labels), len(validation.labels))
+    if fewest < max(workers):
+        raise ValueError(
+            f"training.workers: {max(workers)} workers cannot share {len(training.labels)} training and "
+            f"{len(validation.labels)} validation films; give {fewest} at most"
+        )
 
 
 def require_classes(fold: Fold, name: str) -> None:

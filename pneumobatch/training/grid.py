@@ -16,6 +16,7 @@ SECTIONS = ("network", "loss", "augmentation", "training")
 NOT_LEARNED_FROM = {
     "preset", "run_id", "workers", "use_gpu", "cpus_per_worker", "validation_fraction", "target", "target_value",
     "max_failures", "checkpoints_to_keep", "validated_age_years", "rationale", "uncertain",
+    "failure_budget",
 }  # fmt: skip
 """Keys of `training` that do not change what a network learns from given films: where it runs, and what is done with
 its scores afterwards."""
@@ -40,6 +41,8 @@ class Trial(NamedTuple):
     """The row's job with the trial's seed."""
     key: str
     """Hash of all that the trial's scores depend on: the same key, the same trial."""
+    baseline: bool
+    """Whether its row is the one that the others are tested against: it is never stopped early."""
 
 
 def rows(job: Job) -> dict[str, Job]:
@@ -107,7 +110,7 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     found = []
     for protocol, seed, (row, row_job) in product(splits, job.experiment.seeds, rows(job).items()):
         seeded = row_job.model_copy(update={"training": row_job.training.model_copy(update={"seed": seed})})
-        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol])))
+        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol]), row == baseline(job)))
     first: dict[str, Trial] = {}
     for trial in found:
         if (same := first.setdefault(trial.key, trial)) is not trial:

@@ -5,15 +5,12 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -22,68 +19,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pneumobatch import metrics, storage
-from pneumobatch.archive.films import pixels_of
 from pneumobatch.config import Job
 from pneumobatch.models import int8
 from pneumobatch.models.hardware import described, hardware_precision
 from pneumobatch.models.loss import FocalLoss
 from pneumobatch.models.networks import Classifier, build
 from pneumobatch.training import augment
+from pneumobatch.training.shards import Films, Shard, image_ids, seeded
 from pneumobatch.training.synchronised import Synchronised
 
 CHECKPOINT = "state.pt"
 
-
-@dataclass(frozen=True)
-class Films:
-    """Decoded films in the object store, shared without a copy by all workers of a node.
-
-    Films are addressed by (block, row); nothing is concatenated, so a worker's own memory stays small.
-    """
-
-    blocks: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]  # uint8[n, S, S] each
-    places: np.ndarray[Any, np.dtype[np.int64]]  # int64[N, 2]: block, row
-    labels: Tensor  # int64[N]
-
-    @classmethod
-    def open(cls, references: Sequence["ray.ObjectRef[pa.Table]"], size: int) -> "Films":
-        """Maps the decoded blocks, leaving out the rows without a picture."""
-        tables = ray.get(list(references))
-        readable = [np.flatnonzero(table["pixels"].is_valid().to_numpy()) for table in tables]
-        places = [np.stack([np.full(len(rows), block), rows], axis=1) for block, rows in enumerate(readable)]
-        labels = [table["label"].to_numpy()[rows] for table, rows in zip(tables, readable, strict=True)]
-        return cls(
-            [pixels_of(table, size) for table in tables],
-            np.concatenate(places),
-            torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Returns uint8[len(rows), S, S]."""
-        return torch.from_numpy(np.stack([self.blocks[block][row] for block, row in self.places[rows.numpy()]]))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which part of every global batch this worker takes."""
-
-    rank: int
-    world: int
-
-    def batch(self, count: int, wanted: int) -> int:
-        """Films of a global batch: fewer than wanted where there are fewer films."""
-        return min(wanted, count // self.world * self.world)
-
-    def batches(self, count: int, batch: int, seed: int, epoch: int) -> Iterator[tuple[int, Tensor]]:
-        """Yields (step, this rank's rows); every rank yields equally often, whatever the number of films."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(count, generator=generator)
-        batch = self.batch(count, batch)
-        for step in range(count // batch):
-            yield step, order[step * batch : (step + 1) * batch][self.rank :: self.world]
+LOGITS, SCORED = "logits.npy", "image_ids.json"
+"""What a checkpoint holds beside its state: the logits of the validation films, and which films these are."""
 
 
 def learning_rate(job: Job, epoch: float) -> float:
@@ -116,7 +64,7 @@ class Trainer:
 
     def __init__(self, job: Job, class_counts: Sequence[int], device: torch.device, shard: Shard) -> None:
         self.job, self.device, self.shard = job, device, shard
-        torch.manual_seed(job.training.seed)
+        torch.manual_seed(seeded(job.training.seed))
         self.network = build(job.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = FocalLoss(job.loss, class_counts).to(device)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
@@ -151,7 +99,7 @@ class Trainer:
         plan, size = self.job.training, self.job.network.image_size
         self.model.train()
         # Dropout and stochastic depth draw from here: an epoch draws the same after a restart.
-        torch.manual_seed((plan.seed * 1_000_003 + self.epoch) * self.shard.world + self.shard.rank)
+        torch.manual_seed(seeded((plan.seed * 1_000_003 + self.epoch) * self.shard.world + self.shard.rank))
         started, seen, total = time.perf_counter(), 0, torch.zeros((), device=self.device)
         steps = max(len(films) // min(plan.batch_size, len(films)), 1)
         whole = self.shard.batch(len(films), plan.batch_size)
@@ -160,8 +108,8 @@ class Trainer:
             rate = learning_rate(self.job, self.epoch + step / steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
-            fate = augment.draw(self.job.augmentation, whole, generator)
+            drawn = seeded((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
+            fate = augment.draw(self.job.augmentation, whole, torch.Generator().manual_seed(drawn))
             fate = fate[self.shard.rank :: self.shard.world].to(self.device)
             pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
             with self.together:
@@ -203,7 +151,8 @@ class Trainer:
         with int8.watched(self.shipped()) as self.ranges:
             logits = [self.score(films)]
             if self.job.training.validation == "shifted":
-                fate = augment.draw(augment.SHIFT, len(films), torch.Generator().manual_seed(self.job.training.seed))
+                generator = torch.Generator().manual_seed(seeded(self.job.training.seed))
+                fate = augment.draw(augment.SHIFT, len(films), generator)
                 logits.append(self.score(films, fate))
         if self.shard.world > 1:
             for greatest in self.ranges.values():
@@ -305,7 +254,8 @@ def train_worker(config: dict[str, Any]) -> None:
             checkpoint = None
             if shard.rank == 0:
                 (Path(folder) / CHECKPOINT).write_bytes(trainer.state())
-                np.save(Path(folder) / "logits.npy", logits)
+                np.save(Path(folder) / LOGITS, logits)
+                (Path(folder) / SCORED).write_text(json.dumps(image_ids(config["validation"])), encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(trainer.history[-1], checkpoint=checkpoint)
         if shard.rank == 0:

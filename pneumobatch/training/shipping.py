@@ -95,11 +95,14 @@ def _found(labels: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any], th
 def _reference(validation: Fold, probabilities: np.ndarray[Any, Any], seed: int) -> pa.Table:
     """Describes the validation fold for drift: what the films look like, how they score, and how many do not.
 
-    At most `tables.REFERENCE_ROWS` rows, shuffled, so that none can be told to be this or that film by its place.
+    At most `tables.REFERENCE_ROWS` rows, sorted by what they hold, so that none can be told to be this or that film by
+    its place: the order of a shuffle could be undone, as its seed stands in the bundle.
     """
     films, schema = validation.films, tables.reference_schema()
     scores = np.full(len(films), np.nan)
     scores[pc.equal(films["status"], Status.SCORED.value).to_numpy()] = probabilities
     films = films.append_column("probability", pa.array(scores, from_pandas=True))
     drawn = np.random.default_rng(seed).permutation(len(films))[: tables.REFERENCE_ROWS]
-    return films.select(schema.names).take(pa.array(drawn)).cast(schema)
+    rows = films.select(schema.names).take(pa.array(drawn)).cast(schema)
+    first = ["probability", *(name for name in schema.names if name != "probability")]
+    return rows.sort_by([(name, "ascending") for name in first])

@@ -58,7 +58,11 @@ def validation_fold(
             key for key, rows in members.items() if round(np.mean([labels[i] for i in rows]) + 1e-9) == value
         )
         if len(group) < 2:
-            raise ValueError(f"the archive has {len(group)} {name} patients with a label; a validation fold needs two")
+            raise ValueError(
+                f"archive.uri: the archive has {len(group)} {name} patients with a label; a validation fold needs two, "
+                "one for training and one for itself: add films of others, or mend archive.labels, "
+                "archive.patient_column or archive.patients where they are misread"
+            )
         wanted = fraction * sum(len(members[key]) for key in group)
         held = 0
         for key in _first_of_each_series(group) if shifted else [group[place] for place in rng.permutation(len(group))]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -15,12 +16,29 @@ from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.training.fit import fit
-from pneumobatch.training.folds import cache_size, decode, require_classes
+from pneumobatch.training.folds import (
+    cache_size,
+    decode,
+    require_ages,
+    require_classes,
+    require_readable,
+    require_workers,
+)
 from pneumobatch.training.shipping import films_used, ship
 from pneumobatch.training.splits import usable, validation_fold
 
 PIN = "fingerprint"
-"""File of a run's staging folder that holds what its result depends on."""
+"""File of a run's staging folder that holds what its weights depend on."""
+
+STARTED = "started_at"
+"""File of a run's staging folder that tells when its first start was."""
+
+FITTED = {"target", "target_value", "uncertain", "validated_age_years"}
+"""Keys of `training` that count only after the last epoch: one that proves wrong then is mended without training again.
+"""
+
+NEITHER = {"run_id", "max_failures", "failure_budget", "checkpoints_to_keep", "cpus_per_worker", "rationale"}
+"""Keys of `training` on which neither weights nor bundle depend."""
 
 
 class Trained(NamedTuple):
@@ -42,12 +60,13 @@ def train(job: Job) -> Trained:
     films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
     if without := left_out.told(left_out.counted(films)):
         say(without)
-    fingerprint = _fingerprint(job, films)
-    run_id = job.training.run_id or f"{job.network.name.replace('/', '-')}-{fingerprint[:8]}"
+    fingerprint, pin = _fingerprint(job, films), _fingerprint(job, films, without=FITTED)
+    name = job.network.name.replace("/", "-")
+    run_id, staged = (job.training.run_id or f"{name}-{digest[:8]}" for digest in (fingerprint, pin))
     target = storage.join(job.output.uri, "bundles", run_id)
-    staging = storage.join(job.output.uri, "_staging", run_id)
-    with lease.hold(job.output.uri, f"train-{run_id}"):
-        if _finished(fingerprint, target, staging):
+    staging = storage.join(job.output.uri, "_staging", staged)
+    with lease.hold(job.output.uri, f"train-{staged}") as ours:
+        if _finished(fingerprint, pin, target, staging):
             return Trained(run_id, target, bundles.load(target))
         known = usable(films, str(job.archive.uri))
         plan = job.training
@@ -62,9 +81,13 @@ def train(job: Job) -> Trained:
             validation = decode(job, resources, known.filter(pa.array(held)), size, "decode validation films")
             require_classes(training, "training")
             require_classes(validation, "validation")
-            started_at = _pin(fingerprint, staging)  # not before: what is refused can be mended under its name
+            require_readable([training, validation], plan.failure_budget)
+            require_workers(training, validation, plan.workers)
+            require_ages([training, validation], plan.validated_age_years)
+            started_at = _pin(pin, staging)  # not before: what is refused can be mended under its name
             there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster
-            state, logits = fit(job, there, training, validation, run_id, staging)
+            state, logits, scored = fit(job, there, training, validation, staged, staging)
+            validation = validation.as_scored(scored)
         lineage = {
             "fingerprint": fingerprint,
             "code": code,
@@ -73,26 +96,33 @@ def train(job: Job) -> Trained:
             "ended_at": _now(),
             "seconds": round(time.time() - beginning, 1),
         }
+        ours.check()  # whoever took the run over ships it, and needs what is staged
         trained = ship(job, target, state, logits, validation, films_used(films, known, training, validation), lineage)
+        ours.check()
         storage.delete(staging)
         return Trained(run_id, target, trained)
 
 
-def _finished(fingerprint: str, target: str, staging: str) -> bool:
-    """Whether the run is finished already.
+def _finished(fingerprint: str, pin: str, target: str, staging: str) -> bool:
+    """Whether the run is finished already; what it had staged is deleted then.
 
     Raises:
         ValueError: A run of that name has another configuration.
     """
     if storage.is_file(storage.join(target, "bundle.json")):
-        if bundles.load(target).training["fingerprint"] != fingerprint:
+        trained = bundles.load(target).training
+        if trained["fingerprint"] != fingerprint:
             raise ValueError(
                 f"training.run_id: {target} holds a bundle of another configuration; choose another run_id"
             )
         say(f"{target}: already trained")
+        first = storage.join(staging, STARTED)
+        # A start that was killed just then has left its checkpoints; another target's run may be staged there by now.
+        if not storage.is_file(first) or storage.read_bytes(first).decode() == trained["started_at"]:
+            storage.delete(staging)
         return True
-    pin = storage.join(staging, PIN)
-    if storage.is_file(pin) and storage.read_bytes(pin).decode() != fingerprint:
+    pinned = storage.join(staging, PIN)
+    if storage.is_file(pinned) and storage.read_bytes(pinned).decode() != pin:
         raise ValueError(
             f"training.run_id: {staging} holds an unfinished run of another configuration or archive; finish it with "
             "the old one, delete the folder, or choose another run_id"
@@ -100,12 +130,12 @@ def _finished(fingerprint: str, target: str, staging: str) -> bool:
     return False
 
 
-def _pin(fingerprint: str, staging: str) -> str:
+def _pin(pin: str, staging: str) -> str:
     """Pins the configuration, so that a resumed run is the same run; returns when its first start was, UTC."""
-    first = storage.join(staging, "started_at")
+    first = storage.join(staging, STARTED)
     if not storage.is_file(first):
         storage.write_bytes(first, _now().encode())
-    storage.write_bytes(storage.join(staging, PIN), fingerprint.encode())
+    storage.write_bytes(storage.join(staging, PIN), pin.encode())
     return storage.read_bytes(first).decode()
 
 
@@ -113,11 +143,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _fingerprint(job: Job, films: pa.Table) -> str:
-    """What a result depends on; where it is written and how many failures it may survive is not part of it."""
+def _fingerprint(job: Job, films: pa.Table, without: Set[str] = frozenset()) -> str:
+    """What a result depends on, `without` these keys of training; where it is written and how many failures it may
+    survive is not part of it."""
     config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-    for key in ("run_id", "max_failures", "checkpoints_to_keep", "cpus_per_worker", "rationale"):
+    for key in NEITHER | without:
         del config["training"][key]
+    config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read
     # A film that was mended or encoded anew under its name has another size.
     known = films.select(["image_id", "label", "patient", "bytes"]).to_pydict()
     return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()

@@ -8,20 +8,19 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler
 
-from pneumobatch import cluster, storage
+from pneumobatch import cluster, lease, storage
 from pneumobatch.config import Job
 from pneumobatch.lineage import code_hash
 from pneumobatch.models.hardware import described
@@ -29,7 +28,8 @@ from pneumobatch.models.networks import cost
 from pneumobatch.progress import say
 from pneumobatch.training.grid import Trial
 from pneumobatch.training.live import Live
-from pneumobatch.training.loop import Films, Shard, Trainer
+from pneumobatch.training.loop import Trainer
+from pneumobatch.training.shards import Films, Shard, image_ids
 
 REDUCTION = 3
 """ASHA keeps the best third at each of its rungs."""
@@ -65,12 +65,13 @@ def own_uri(trial: Trial) -> str:
 
 
 def kept(trial: Trial) -> dict[str, Any] | None:
-    """What a finished trial left behind; one that was stopped early is finished only for those who stop early."""
+    """What a finished trial left behind; one that was stopped early is finished only for those who stop it early."""
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(result_uri(trial.job, trial.key)))
     except FileNotFoundError:
         return None
-    return found if trial.job.experiment.early_stopping or "stopped" not in found else None
+    stops = trial.job.experiment.early_stopping and not trial.baseline
+    return found if stops or "stopped" not in found else None
 
 
 def run(
@@ -79,6 +80,7 @@ def run(
     trials: Sequence[Trial],
     folds: Mapping[tuple[str, int], Folds],
     scheduler: ASHAScheduler | None,
+    ours: lease.Lease,
 ) -> dict[str, str]:
     """Runs trials, and returns why one did not finish, by its key; the others have left their scores.
 
@@ -88,6 +90,10 @@ def run(
         trials: What is to be run.
         folds: Decoded films by protocol and image size.
         scheduler: Stops poor trials early (`asha`); None stops none.
+        ours: The experiment's lease.
+
+    Raises:
+        lease.HeldError: Another start has taken the experiment over meanwhile.
     """
     gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
     cpus = _cpus(job, resources, gpu=gpu)
@@ -122,6 +128,7 @@ def run(
         )
         grid = tuner.fit()
         ended = [grid[i] for i in range(len(grid))]
+    ours.check()
     found = {str(result.config["key"]): result for result in ended if result.config}
     left = [trial for trial in trials if kept(trial) is None]
     reasons = {trial.key: _reason(found.get(trial.key), trial, ended=live.ended(trial.key)) for trial in left}
@@ -134,23 +141,36 @@ def run(
     return reasons
 
 
+class Sparing(ASHAScheduler):
+    """ASHA that stops none of some trials, by their keys, but measures the others by them."""
+
+    def __init__(self, spared: Set[str], epochs: int) -> None:
+        super().__init__(
+            time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
+            reduction_factor=REDUCTION,
+        )  # fmt: skip
+        self.spared = spared
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decides whether a trial goes on."""
+        decision = super().on_trial_result(controller, trial, result)
+        return str(self.CONTINUE if trial.config["key"] in self.spared else decision)
+
+
 def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> ASHAScheduler:
-    """Returns a scheduler whose rungs hold what earlier starts have seen.
+    """Returns a scheduler whose rungs hold what earlier starts have seen, and which never stops the baseline.
 
     Args:
         trials: All trials of the grid: the longest of them places the rungs.
         earlier: What finished and stopped trials left behind, by key; those in mid-way report their own past again.
     """
-    epochs = max(trial.job.training.epochs for trial in trials)
-    scheduler = ASHAScheduler(
-        time_attr="epoch", metric="auroc", mode="max", max_t=epochs, grace_period=max(epochs // 4, 1),
-        reduction_factor=REDUCTION,
-    )  # fmt: skip
+    spared = {trial.key for trial in trials if trial.baseline}
+    scheduler = Sparing(spared, max(trial.job.training.epochs for trial in trials))
     for key, found in earlier.items():
-        past = SimpleNamespace(trial_id=key)
+        past = SimpleNamespace(trial_id=key, config={"key": key})
         scheduler.on_trial_add(None, past)  # type: ignore[arg-type]  # ASHA reads the id alone
         for row in found.get("history", ()):  # an older version kept none of a stopped trial
-            scheduler.on_trial_result(None, past, row)  # type: ignore[arg-type]
+            scheduler.on_trial_result(None, past, row)
     return scheduler
 
 
@@ -226,7 +246,7 @@ def _trial(
         "train_films": len(train),
         "validation_labels": validation.labels.repeat(len(margins) // len(validation)).tolist(),
         "validation_margins": margins,
-        "test_image_ids": _image_ids(fold.test),
+        "test_image_ids": image_ids(fold.test),
         "test_margins": _margins(trainer.score(test)),
         "parameters": parameters,
         "multiply_adds": multiply_adds,
@@ -256,10 +276,3 @@ def _margins(logits_N2: np.ndarray[Any, np.dtype[np.float32]]) -> list[float]:
     """Logit of pneumonia minus logit of normal."""
     margins: list[float] = (logits_N2[:, 1].astype(np.float64) - logits_N2[:, 0]).tolist()
     return margins
-
-
-def _image_ids(blocks: list["ray.ObjectRef[pa.Table]"]) -> list[str]:
-    """Ids of the films with a picture, in the order of `Films`."""
-    tables = ray.get(blocks)
-    ids = [table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist() for table in tables]
-    return [image_id for part in ids for image_id in part]

@@ -194,12 +194,13 @@ def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -
     storage.write_bytes("memory://labels/l.csv", text.encode())
     last = {key: (label, i) for i, (key, label) in enumerate(rows)}
 
+    exact = {key for path in paths for key in (path, f"id-of-{path}") if key in last}
     named: list[str] = []
 
     def expected(path: str) -> tuple[bool, int | None, str | None, str | None]:
         name = path.rsplit("/", 1)[-1]
         for key in (path, f"id-of-{path}", name, name.rsplit(".", 1)[0]):
-            if key in last:
+            if key in last and (key in {path, f"id-of-{path}"} or key not in exact):
                 named.extend([key] * (key not in {path, f"id-of-{path}"}))
                 label, i = last[key]
                 return True, {"0": 0, "1": 1, "pending": None}[label], f"patient:p{i}", f"s{i}"

@@ -29,6 +29,7 @@ TRAINING = {
     "training.learning_rate": "0.0005",  # a greater one lets the last digits of a sum grow into another curve
     "training.validation_fraction": "0.3",
     "training.precision": "fp32",
+    "training.failure_budget": "0.3",
 }
 
 

@@ -103,6 +103,18 @@ def test_the_same_model_differs_by_nothing_and_a_better_one_by_more_than_chance(
     assert base["baseline"] and base["accuracy_difference"] is None and base["mcnemar_p"] is None
 
 
+@pytest.mark.parametrize(
+    ("status", "told"), [("stopped", "was stopped early"), ("failed", "failed"), ("not_run", "was not run")]
+)
+def test_rows_say_why_the_baseline_has_no_numbers(status: str, told: str) -> None:
+    found = [missing("base", status, "after epoch 2 of 9"), entry("sharp", 0.5), entry("sharp", 0.5, seed=1)]
+    results, _ = comparison.compare(found, "base", OPTIONS)
+    row = by_row(results, row="sharp", seed=0)
+    assert row["accuracy"] is not None and row["mcnemar_p"] is None
+    assert row["reason"] == f"not compared with the baseline, which {told}: after epoch 2 of 9"
+    assert row["reason"] in comparison_report.render(Job(), results, "base", {})
+
+
 def test_several_seeds_have_a_mean_with_an_interval_of_the_mean() -> None:
     entries = [entry(row, noise, seed=seed) for seed in (0, 1, 2) for row, noise in (("base", 3.0), ("sharp", 1.3))]
     results, _ = comparison.compare(entries, "base", OPTIONS)

@@ -166,6 +166,15 @@ def test_an_ambiguous_file_name_is_refused(tmp_path, predictions):
             join_labels(twice, write(tmp_path, f"uri,label\n{name},1\n"), config.Archive())
 
 
+def test_a_path_labels_no_film_that_is_called_so_in_another_folder(tmp_path, predictions):
+    films = put(predictions, "uri", ["x.dcm", "sub/x.dcm", "sub/y.dcm", *predictions["uri"].to_pylist()[3:]])
+    labels = join_labels(films, write(tmp_path, "uri,label\nx.dcm,1\ny.dcm,0\n"), config.Archive())["label"]
+    assert labels.to_pylist()[:3] == [1, None, 0]
+    films = put(predictions, "uri", ["a/x", "b/x.dcm", *predictions["uri"].to_pylist()[2:]])
+    with pytest.raises(ValueError, match="fits several images"):  # one by its name, one without its ending
+        join_labels(films, write(tmp_path, "uri,label\nx,1\n"), config.Archive())
+
+
 def test_evaluation_labels_come_before_those_of_the_archive_and_these_may_grow(tmp_path, predictions):
     (tmp_path / "late").mkdir()
     late = write(tmp_path / "late", f"image_id,label\n{ONE},1\n")

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import config, storage, tables
-from pneumobatch.evaluation.published import Bundle, keep, load, own_films
+from pneumobatch.evaluation.published import Bundle, find_bundle, keep, load, own_films
 
 
 def job(folder, **options):
@@ -102,6 +102,13 @@ def test_missing_runs_are_named(tmp_path):
     storage.write_bytes(str(tmp_path / "runs" / "r.json"), b"half a rec")
     with pytest.raises(ValueError, match="not a run record"):
         load(job(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b'{"model_id": "m', b"[]", b"\xff"])
+def test_a_broken_bundle_is_a_missing_one(tmp_path, content):
+    (tmp_path / "bundle.json").write_bytes(content)
+    found = find_bundle({"bundle": str(tmp_path), "model_id": "m"})
+    assert found.content == {} and found.missing
 
 
 def test_a_bundle_without_an_offset_is_not_calibrated_at_its_prevalence():

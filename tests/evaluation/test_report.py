@@ -131,6 +131,30 @@ def test_the_page_holds_rates_intervals_and_figures(html, predictions, record):
     assert "8.0 % · local" in words
 
 
+def test_the_page_tells_how_many_films_are_resampled_alone(record, predictions):
+    assert "patients resampled whole. An interval" in Page(page(predictions, record)).words()
+    patients = [None if i < 200 else p for i, p in enumerate(predictions["patient"].to_pylist())]
+    index = predictions.column_names.index("patient")
+    films = predictions.set_column(index, "patient", pa.array(patients))
+    alone = pc.sum(pc.and_(films["probability"].is_valid(), films["label"].is_valid()).slice(0, 200)).as_py()
+    words = Page(page(films, record)).words()
+    assert f"patients resampled whole, and {alone} films of unknown patients one by one" in words
+    assert "fewer than 10 patients (or films), or of a value that more than 5 % of the resamples" in words
+
+
+def test_the_page_shows_what_screening_and_evaluation_read_and_no_path_in_it(record, predictions):
+    record["config"] |= {
+        "experiment": {"test": "/secret/test"},
+        "factors": {"network": [{"name": "a", "network": {"weights": "/secret/w.safetensors"}}]},
+        "archive": {"uri": "/secret/in", "roots": ["/secret/root"], "subgroups": ["site"]},
+        "cluster": {"shared_paths": ["/secret/nfs"], "patience_minutes": 7.0},
+        "screening": {"batch_size": 32, "steps": [{"bundle": "/secret/bundle", "kept": "so"}]},
+    }
+    html = page(predictions, record).replace("secret/Doe", "")
+    assert "/secret" not in html and "factors" not in html
+    assert "patience_minutes" in html and "(in the run record)" in html and "kept" in html and "subgroups" in html
+
+
 def test_without_labels_the_page_says_so(record, make_predictions):
     bare = make_predictions(labelled=0)
     shown = Page(page(bare, record))

@@ -5,6 +5,7 @@ import pytest
 
 from pneumobatch import config, metrics, tables
 from pneumobatch.evaluation.summary import scored, statuses, summarise
+from tests.metrics.drawn import bayes
 
 RECORD = {"run_id": "2026-10-01-night", "model_id": "attention_resnet50-3f9c2a77"}
 OPTIONS = config.Evaluation(bootstrap=40, thresholds=11)
@@ -111,7 +112,7 @@ def test_the_local_prevalence_changes_values_and_calibration_and_nothing_else(pr
     }
     assert all(own[name] is None for name in added)
     assert (row["model_prevalence"], row["local_prevalence"]) == (0.62, 0.08)
-    wanted = metrics.ppv_npv(row["sensitivity"], row["specificity"], 0.08)
+    wanted = bayes(row["sensitivity"], row["specificity"], 0.08)
     assert (row["local_ppv"], row["local_npv"]) == pytest.approx(wanted)
     films = scored(predictions)
     corrected = metrics.shift_prior(films.probabilities, 0.62, 0.08)

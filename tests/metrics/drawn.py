@@ -25,3 +25,10 @@ def draw(films=400, seed=0, gap=1.0, digits=2):
     labels = (generator.random(films) < 0.6).astype(int)
     logits = generator.normal(gap * (2 * labels - 1), 1.5)
     return labels, np.round(1 / (1 + np.exp(-logits)), digits)
+
+
+def bayes(sensitivity, specificity, prevalence):
+    """PPV and NPV by Bayes' rule; None where nothing is called."""
+    called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
+    ppv = sensitivity * prevalence / called if called > 0 else None
+    return ppv, (specificity * (1 - prevalence) / (1 - called) if called < 1 else None)

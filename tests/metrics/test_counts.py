@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from pneumobatch import metrics
-from tests.metrics.drawn import EXAMPLES, films, matrices, priors, split
+from tests.metrics.drawn import EXAMPLES, bayes, films, matrices, priors, split
 
 PAPER = metrics.Counts(tp=207, fp=12, tn=196, fn=1)
 
@@ -90,12 +90,9 @@ def test_grid_counts_are_monotone_and_agree_with_counting(rows):
     assert (counts[0].tn, counts[0].fn) == (0, 0)
 
 
-def test_predictive_values_by_bayes_rule():
-    ppv, npv = metrics.ppv_npv(PAPER.rate("sensitivity"), PAPER.rate("specificity"), 0.5)
-    assert (ppv, npv) == pytest.approx((PAPER.rate("precision"), PAPER.rate("npv")))
-    assert metrics.ppv_npv(0.9, 0.9, 0.01)[0] == pytest.approx(0.0833, abs=1e-4)
-    assert metrics.ppv_npv(0.0, 1.0, 0.3) == (None, pytest.approx(0.7))
-    assert metrics.ppv_npv(1.0, 0.0, 0.3) == (pytest.approx(0.3), None)
+def test_predictive_values_at_the_films_own_prevalence_are_those_that_were_counted():
+    at_half = metrics.predictive_values(np.array([[PAPER.tp, PAPER.fp, PAPER.tn, PAPER.fn]]), 0.5)
+    assert (at_half["ppv"][0], at_half["npv"][0]) == pytest.approx((PAPER.rate("precision"), PAPER.rate("npv")))
 
 
 @EXAMPLES
@@ -105,7 +102,7 @@ def test_predictive_values_are_bayes_rule_within_their_interval(rows, prevalence
     for i, row in enumerate(rows):
         counts = metrics.Counts(*row)
         if counts.positives and counts.negatives:
-            wanted = metrics.ppv_npv(counts.rate("sensitivity"), counts.rate("specificity"), prevalence)
+            wanted = bayes(counts.rate("sensitivity"), counts.rate("specificity"), prevalence)
             for name, value in zip(("ppv", "npv"), wanted, strict=True):
                 found, low, high = (columns[f"{name}{bound}"][i] for bound in ("", "_low", "_high"))
                 if value is not None:
@@ -119,6 +116,6 @@ def test_intervals_of_predictive_values_cover_them_as_often_as_they_say(sensitiv
     generator, sick, well = np.random.default_rng(0), 390, 234
     tp, tn = generator.binomial(sick, sensitivity, 4000), generator.binomial(well, specificity, 4000)
     columns = metrics.predictive_values(np.column_stack([tp, well - tn, tn, sick - tp]), prevalence)
-    for name, value in zip(("ppv", "npv"), metrics.ppv_npv(sensitivity, specificity, prevalence), strict=True):
+    for name, value in zip(("ppv", "npv"), bayes(sensitivity, specificity, prevalence), strict=True):
         covered = (columns[f"{name}_low"] <= value) & (value <= columns[f"{name}_high"])
         assert 0.935 < covered.mean() < 0.985

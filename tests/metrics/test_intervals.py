@@ -50,8 +50,20 @@ def test_bootstrap_repeats_with_its_seed_and_leaves_undefined_draws_out():
     labels, scores = draw(films=60)
     first, second = (metrics.bootstrap(labels, scores, None, 50, 3)["auroc"] for _ in range(2))
     assert np.array_equal(first, second)
-    rare = metrics.bootstrap([1, 0, 0], [0.9, 0.1, 0.5], None, 200, 0)["auroc"]
-    assert 0 < rare.size < 200
+    labels, scores = [1] * 4 + [0] * 36, np.arange(40) / 40  # one resample in seventy has no pneumonia
+    rare = metrics.bootstrap(labels, scores, None, 1000, 0)
+    assert 900 < rare["auroc"].size < rare["brier"].size == 1000
+
+
+def test_too_few_patients_or_too_many_undefined_draws_have_no_interval():
+    labels, scores = draw(films=90)
+    for patients, known in ((9, False), (10, True)):
+        drawn = metrics.bootstrap(labels, scores, np.arange(90) % patients, 100, 0)
+        assert all((metrics.percentile(draws) is not None) == known for draws in drawn.values())
+    assert metrics.bootstrap(labels[:9], scores[:9], None, 100, 0)["brier"].size == 0
+    labels = [1] + [0] * 29  # a third of all resamples has no pneumonia, and no AUROC
+    alone = metrics.bootstrap(labels, np.arange(30) / 30, None, 1000, 0)
+    assert alone["auroc"].size == 0 and alone["brier"].size == 1000
 
 
 def test_many_films_need_fewer_resamples():

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from pneumobatch.config import Job, Network, read_job
@@ -152,6 +154,54 @@ def test_every_network_of_the_papers_comparison_scores_films_of_the_jobs_size(ro
         logits = network(torch.rand(1, 1, config.image_size, config.image_size))
     assert logits.shape == (1, 2)
     assert device == "meta" or logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "attention_resnet18", "timm/resnet10t", "timm/convnext_atto"])
+def test_a_plain_backbones_weights_of_other_classes_are_a_start(name: str, tmp_path: Path) -> None:
+    plain = name.removeprefix("attention_")
+    if plain.startswith("timm/"):
+        import timm
+
+        given = timm.create_model(plain.removeprefix("timm/"), num_classes=1000)
+    else:
+        given = torchvision.models.get_model(plain)
+    path = tmp_path / "weights.safetensors"
+    save_file(given.state_dict(), path)
+    network = build(Network(name=name, image_size=64, weights=str(path)))
+    loaded, wanted = network.backbone.state_dict(), given.state_dict()
+    same = [key for key in wanted if key in loaded and torch.equal(loaded[key], wanted[key])]
+    assert len(same) == len(wanted) - 2  # but weight and bias of the classifier
+    assert network.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 2)
+
+
+def test_a_whole_networks_weights_are_a_start_and_others_are_named(tmp_path: Path) -> None:
+    whole, path = build(Network(name="attention_resnet18")), tmp_path / "weights.safetensors"
+    save_file(whole.state_dict(), path)
+    again = build(Network(name="attention_resnet18", weights=str(path)))
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in again.state_dict().items())
+
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=rf"network\.weights: {path} {message}"):
+            build(Network(name=name, weights=str(path)))
+
+    refused("resnet18", r"does not fit resnet18: it has backbone\.layer1\.2\.")
+    refused("resnet34", r"does not fit resnet34: it lacks backbone\.layer")
+    state = {key.removeprefix("backbone."): tensor for key, tensor in whole.state_dict().items()}
+    del state["layer1.0.conv1.weight"]
+    save_file(state, path)
+    refused("attention_resnet18", r"does not fit attention_resnet18: it lacks backbone\.layer1\.0\.conv1\.weight")
+    torch.save(whole.state_dict(), path)
+    refused("attention_resnet18", r"cannot be read as safetensors")
+    path.unlink()
+    refused("attention_resnet18", r"cannot be read as safetensors")
+
+
+def test_pretrained_weights_without_a_network_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody answers
+    with pytest.raises(ValueError, match=r"network\.weights: those of resnet18 cannot be downloaded here"):
+        build(Network(name="resnet18", weights="pretrained"))
 
 
 @pytest.mark.parametrize(

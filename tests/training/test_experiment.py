@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pneumobatch import cli, cluster, lease
+from pneumobatch.evaluation import comparison
 from pneumobatch.lineage import code_hash
 
 pytestmark = pytest.mark.engine
@@ -31,6 +32,7 @@ batch_size = 8
 precision = "fp32"
 max_failures = 0
 validation_fraction = 0.3
+failure_budget = 0.15
 target = "balanced"
 [evaluation]
 bootstrap = 50
@@ -77,6 +79,24 @@ def test_of_two_starts_at_once_one_works(films: Path, tmp_path: Path, capsys: py
     with lease.hold(str(tmp_path), "experiment-trial"):
         assert cli.run(command(job_file(tmp_path, "plain"), films, tmp_path)) == 1
     assert "failed: experiment-trial is held by process" in capsys.readouterr().err
+
+
+def test_a_start_that_was_taken_over_writes_and_deletes_nothing(
+    undisturbed: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed / "experiments" / "trial" / "trials", tmp_path / "experiments" / "trial" / "trials")
+    compare = comparison.compare
+
+    def overtaken(*given: Any) -> Any:
+        holder = {"pid": 1, "host": "elsewhere", "since": "then", "space": "", "beat": "", "released": True}
+        later = tmp_path / "_leases" / "experiment-trial" / "00000002.json"
+        later.write_text(json.dumps(holder), encoding="utf-8")
+        return compare(*given)
+
+    monkeypatch.setattr(comparison, "compare", overtaken)
+    assert cli.run(command(job_file(tmp_path, "plain"), films, tmp_path)) == 1
+    assert "process 1 on elsewhere since then has taken its run over" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "experiments" / "trial").iterdir()] == ["trials"]
 
 
 def test_a_row_that_fails_loses_nothing_of_the_others_and_one_that_cannot_run_says_why(undisturbed: Path) -> None:
@@ -162,22 +182,26 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     engine: cluster.Resources, films: Path, tmp_path: Path
 ) -> None:
     job = job_file(tmp_path, "plain", more="early_stopping = true\nconcurrent = 1\nseeds = [0, 1, 2, 3]\n")
+    short = '[[factors.network]]\nname = "short"\nnetwork = { name = "resnet18" }\ntraining = { epochs = 1 }\n'
+    text = job.read_text(encoding="utf-8").replace('baseline = "plain"', 'baseline = "short"')
+    job.write_text(text + short, encoding="utf-8")
     words = [*command(job, films, tmp_path), "--training.epochs", "4"]
     assert cli.run(words) == 0
-    found = [row for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
+    tried = [row for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]
+    assert [row["status"] for row in tried if row["row"] == "short"] == ["done"] * 4  # the baseline is spared
+    found = [row for row in tried if row["row"] == "plain"]
     trials = tmp_path / "experiments" / "trial" / "trials"
     left = [json.loads(path.read_bytes()) for path in trials.iterdir()]
     stopped = [row for row in found if row["status"] == "stopped"]
-    assert len(found) == 4 and 1 <= len(stopped) == sum("stopped" in content for content in left) <= 3
-    histories = [content["history"] for content in left if "stopped" not in content]
+    assert len(found) == 4 and 1 <= len(stopped) == sum("stopped" in content for content in left)
+    histories = [content["history"] for content in left]
     for row in stopped:
         told = re.fullmatch(r"after epoch ([13]) of 4, validation AUROC (\d\.\d+)", row["reason"])
         assert told is not None, row["reason"]
-        assert float(told[2]) < max(history[int(told[1]) - 1]["auroc"] for history in histories)
+        epoch = int(told[1])
+        assert float(told[2]) < max(history[epoch - 1]["auroc"] for history in histories if len(history) >= epoch)
         assert any(
-            content["history"][-1]["epoch"] == int(told[1])
-            for content in left
-            if row["reason"] in content.get("stopped", "")
+            content["history"][-1]["epoch"] == epoch for content in left if row["reason"] in content.get("stopped", "")
         )
         assert row["auroc"] is None  # never tested
     before = sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
@@ -212,6 +236,14 @@ def test_what_hours_do_not_suffice_for_is_not_run_and_goes_on_later(
     expected = next(row for row in results(undisturbed) if row["status"] == "done")
     assert done["status"] == "done"
     assert done["auroc"] == pytest.approx(expected["auroc"], abs=1e-3)
+
+
+def test_an_experiment_on_what_an_outage_has_left_is_refused(
+    engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(job_file(tmp_path, "plain"), films, tmp_path)
+    assert cli.run([*words, "--training.failure_budget", "0.05"]) == 2
+    assert "5 failed" in capsys.readouterr().err
 
 
 def test_a_class_that_no_film_is_left_of_is_refused_before_it_trains(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumobatch.config import PAPER, Augmentation, Job
-from pneumobatch.training.loop import Films, Shard, Trainer, learning_rate, measures
+from pneumobatch.training.loop import Trainer, learning_rate, measures
+from pneumobatch.training.shards import Films, Shard, seeded
 
 
 def _films(count: int, size: int) -> Films:
@@ -79,6 +80,18 @@ def test_it_learns_and_validates_every_film_once() -> None:
     assert found["auroc"] > 0.9
     one_by_one = trainer.validate(Films(films.blocks, films.places[:3], films.labels[:3]))
     np.testing.assert_allclose(one_by_one, logits[:3], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("seed", [20240101, 2**64 + 5])
+def test_a_seed_of_any_size_trains_and_validates(seed: int) -> None:
+    films = _films(16, 36)
+    trainer = Trainer(_job(seed=seed, validation="shifted"), (8, 8), torch.device("cpu"), Shard(0, 1))
+    logits = trainer.advance(films, Films([films.blocks[0][:, :32, :32]], films.places, films.labels))
+    assert logits.shape == (32, 2) and np.isfinite(logits).all()
+
+
+def test_a_seed_that_torch_takes_stays_as_it_is() -> None:
+    assert [seeded(number) for number in (0, 7, 2**64 - 1)] == [0, 7, 2**64 - 1]
 
 
 def test_a_shifted_validation_scores_every_film_as_it_is_and_changed() -> None:

@@ -71,6 +71,15 @@ def test_official_trains_on_no_test_patient_and_no_copy_of_a_test_film(folders: 
     assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
 
 
+def test_the_patient_of_a_copied_test_film_trains_with_no_other_film(folders: tuple[Path, Path]) -> None:
+    archive, test = folders
+    _film(archive, "NORMAL/IM-0050-0002.jpeg", b"g" * 303)
+    found = split(Job.model_validate({"archive": {"uri": str(archive)}, "experiment": {"test": str(test)}}), "official")
+    assert isinstance(found, Split)
+    assert not any("IM-0050" in uri for side in found[:3] for uri in side["uri"].to_pylist())
+    assert len(found.test) == 3 and len(found.train) + len(found.validation) == 15
+
+
 def test_films_of_one_path_in_both_folders_are_two_films(folders: tuple[Path, Path]) -> None:
     archive, test = folders
     _film(archive, "NORMAL/1.jpeg", b"d" * 400)

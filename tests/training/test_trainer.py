@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from pneumobatch import cluster, lease, storage, tables
-from pneumobatch.config import Job
+from pneumobatch.archive import catalog
+from pneumobatch.config import Archive, Job
 from pneumobatch.lineage import code_hash
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, int8
 from pneumobatch.models.weights import load_network
 from pneumobatch.screening.pipeline import screen
-from pneumobatch.training.folds import Fold
+from pneumobatch.training.fit import fit
+from pneumobatch.training.folds import Fold, require_ages
 from pneumobatch.training.shipping import _reference
+from pneumobatch.training.splits import usable, validation_fold
 from pneumobatch.training.trainer import train
 
 pytestmark = pytest.mark.engine
@@ -41,6 +46,7 @@ PLAN = {
     "training.batch_size": 8,
     "training.validation_fraction": 0.3,
     "training.precision": "fp32",
+    "training.failure_budget": 0.15,  # the archive's planted defects
     "cluster.num_cpus": 2,
 }
 
@@ -63,6 +69,56 @@ def test_of_two_starts_at_once_one_trains(films: Path, tmp_path: Path) -> None:
     with lease.hold(str(tmp_path), "train-run"), pytest.raises(lease.HeldError, match="train-run is held by process"):
         train(job(films, tmp_path))
     assert not (tmp_path / "_staging").exists()
+
+
+def damaged(path: Path) -> bytes:
+    """Makes a film unreadable for a while, as an outage does: the listing stays the same. Returns what it was."""
+    data = path.read_bytes()
+    path.write_bytes(b"x" * len(data))
+    return data
+
+
+def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_scores_with_their_films(
+    engine: cluster.Resources, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, output = tmp_path / "films", tmp_path / "output"
+    shutil.copytree(films, archive)
+    listed = catalog.find_duplicates(catalog.build(Archive(uri=str(archive))), 10**9)
+    known = usable(listed, str(archive))
+    fold = validation_fold(known["label"].to_pylist(), known["patient"].to_pylist(), 0.3, 0)
+    held = known.filter(pa.array(fold)).to_pylist()
+    intact = [film for film in held if not re.search(r"(IM-|person)900\d", film["uri"])]
+    alone = [film for film in intact if film["image_id"] not in listed["duplicate_of"].to_pylist()]
+    well, sick = (next(Path(film["uri"]) for film in alone if film["label"] == label) for label in (0, 1))
+
+    def overtaken(*given: Any) -> Any:
+        found = fit(*given)
+        holder = {"pid": 1, "host": "elsewhere", "since": "then", "space": "", "beat": "", "released": True}
+        storage.write_bytes(str(output / "_leases" / "train-run" / "00000002.json"), json.dumps(holder).encode())
+        return found
+
+    monkeypatch.setattr("pneumobatch.training.trainer.fit", overtaken)
+    whole = damaged(sick)
+    with pytest.raises(lease.HeldError, match="process 1 on elsewhere since then has taken its run over"):
+        train(job(archive, output, **{"training.epochs": 2}))
+    assert not (output / "bundles").exists() and (output / "_staging" / "run").exists()
+    monkeypatch.undo()
+    started = (output / "_staging" / "run" / "started_at").read_text()
+    sick.write_bytes(whole)
+    damaged(well)
+    fitted = {"training.target": "balanced", "training.uncertain": (0.9, 0.9), "training.validated_age_years": (0, 90)}
+    with pytest.raises(ValueError, match="an unfinished run of another configuration"):
+        train(job(archive, output, **{"training.epochs": 2, "archive.max_pixels": 10**7}))
+    trained = train(job(archive, output, **{"training.epochs": 2, **fitted}))
+    assert trained.bundle.target == "balanced sensitivity and specificity"  # fitted on what was trained before
+    assert trained.bundle.training["started_at"] == started
+    history = pq.read_table(Path(trained.uri) / "history.parquet").to_pylist()
+    assert trained.bundle.metrics["auroc"] == pytest.approx(history[trained.bundle.metrics["epoch"] - 1]["auroc"])
+    data, labels = trained.bundle.data, [film["label"] for film in intact]
+    assert (data["validation_sick"], data["validation_well"]) == (labels.count(1) - 1, labels.count(0))
+    assert not (output / "_staging" / "run").exists()
+    with pytest.raises(ValueError, match="a bundle of another configuration"):
+        train(job(archive, output, **{"training.epochs": 2}))
 
 
 def test_the_bundle_holds_what_was_trained(undisturbed: str, films: Path) -> None:
@@ -104,19 +160,24 @@ def test_the_bundle_describes_its_validation_films_for_drift(undisturbed: str) -
     assert reference["probability"].null_count == len(reference) - len(scored)
 
 
-def test_a_reference_keeps_so_many_films_in_no_order() -> None:
+def test_a_reference_keeps_so_many_films_in_an_order_that_tells_nothing_of_their_places() -> None:
     count = tables.REFERENCE_ROWS + 500
     status = ["scored" if i % 3 else "rejected" for i in range(count)]
-    films = tables.upgraded(pa.table({"status": status, "width": range(count)}), tables.reference_schema())
+    widths_of = np.random.default_rng(0).permutation(count)
+    films = tables.upgraded(pa.table({"status": status, "width": widths_of}), tables.reference_schema())
     films = films.drop_columns(["probability"]).append_column("label", pa.array([i % 2 for i in range(count)]))
     fold = Fold([], films)
     probabilities = np.arange(count)[[s == "scored" for s in status]] / count
     reference = _reference(fold, probabilities, seed=0)
     assert len(reference) == tables.REFERENCE_ROWS and reference.schema == tables.reference_schema()
     widths, scores = reference["width"].to_numpy(), reference["probability"].to_pylist()
-    assert (np.diff(widths) < 0).any() and len(set(widths.tolist())) == len(widths)
+    assert len(set(widths.tolist())) == len(widths)
+    place = np.argsort(widths_of)
     for width, score in zip(widths.tolist(), scores, strict=True):
-        assert score == (width / count if width % 3 else None)
+        assert score == (place[width] / count if place[width] % 3 else None)
+    known = [score for score in scores if score is not None]
+    assert scores[: len(known)] == sorted(known)
+    assert (np.diff(widths[len(known) :]) > 0).all()  # those without a score stand by what they are
     assert fold.unreadable == status.count("rejected") and len(fold.labels) == status.count("scored")
 
 
@@ -214,7 +275,11 @@ def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
 ) -> None:
     output = Path(undisturbed).parents[1]
     before = (Path(undisturbed) / "bundle.json").stat().st_mtime_ns
+    left = output / "_staging" / "run" / "train" / "checkpoint"  # of a kill before it was deleted
+    left.parent.mkdir(parents=True)
+    left.touch()
     train(job(films, output))
+    assert not (output / "_staging" / "run").exists()
     assert (Path(undisturbed) / "bundle.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another configuration; choose another run_id"):
         train(job(films, output, **{"training.epochs": 5}))
@@ -243,6 +308,38 @@ def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> No
         (folder / "NORMAL" / f"{number}.jpeg").write_bytes(b"%d" % number)
     with pytest.raises(ValueError, match="the archive has 0 pneumonia patients"):
         train(job(folder, tmp_path))
+
+
+def test_more_unreadable_films_than_the_budget_train_nothing(
+    engine: cluster.Resources, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = r"of 67 films that should train or judge 5 failed \(.*truncated 1.*\); 2 rejected \(.*view 1.*\)"
+    with pytest.raises(ValueError, match=told + r": more failed than training\.failure_budget = 5%"):
+        train(job(films, tmp_path, **{"training.failure_budget": 0.05}))
+    assert not (tmp_path / "_staging").exists()
+
+
+def test_more_workers_than_films_are_refused_before_they_start(
+    engine: cluster.Resources, films: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"training\.workers: 50 workers cannot share \d+ training and \d+ validation"):
+        train(job(films, tmp_path, **{"training.workers": [1, 50]}))
+    assert not (tmp_path / "_staging").exists()
+
+
+def test_stated_ages_that_films_contradict_are_refused(engine: cluster.Resources, films: Path, tmp_path: Path) -> None:
+    told = r"training\.validated_age_years: \[2, 4\] leaves out 2 of 8 films with a known age, which cover 1 to 3 years"
+    with pytest.raises(ValueError, match=told):
+        train(job(films, tmp_path, **{"training.validated_age_years": (2, 4)}))
+    assert not (tmp_path / "_staging").exists()
+
+
+@pytest.mark.parametrize(("ages", "fits"), [((18, 90), True), ((95, 99), True), ((18, 89), False), (None, True)])
+def test_ninety_stands_for_all_above(ages: tuple[int, int] | None, fits: bool) -> None:
+    facts = {"status": ["scored", "failed"], "age_years": [90, 3]}  # of what cannot be read no age counts
+    fold = Fold([], tables.upgraded(pa.table(facts), tables.reference_schema()))
+    with nullcontext() if fits else pytest.raises(ValueError, match="leaves out 1 of 1 films"):
+        require_ages([fold], ages)
 
 
 def test_films_above_max_bytes_train_nothing_and_a_refused_start_can_be_mended(

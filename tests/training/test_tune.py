@@ -36,7 +36,7 @@ def history(*aurocs: float) -> list[dict[str, float]]:
 
 def told(scheduler: ASHAScheduler, key: str, rows: list[dict[str, float]]) -> list[str]:
     """What the scheduler says to a new trial, epoch by epoch."""
-    new: Any = SimpleNamespace(trial_id=key)
+    new: Any = SimpleNamespace(trial_id=key, config={"key": key})
     scheduler.on_trial_add(None, new)
     return [scheduler.on_trial_result(None, new, row) for row in rows]
 
@@ -54,12 +54,23 @@ def test_a_new_start_stops_what_earlier_trials_surpassed(tmp_path: Path) -> None
     assert told(tune.asha(grown, earlier), "new", fair) == [*["CONTINUE"] * 5, "STOP"]
 
 
+def test_the_baseline_is_never_stopped_but_others_are_measured_by_it(tmp_path: Path) -> None:
+    long, short = trials(tmp_path, early_stopping=True)
+    assert long.baseline and not short.baseline
+    scheduler = tune.asha([long, short], {"done": {"history": history(0.6, 0.9, 0.9)}})
+    assert told(scheduler, long.key, history(0.5, 0.6, *[0.6] * 7)) == ["CONTINUE"] * 9
+    assert told(scheduler, short.key, history(0.5, 0.55)) == ["CONTINUE", "STOP"]
+
+
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_a_stopped_trial_is_finished_only_for_those_who_stop_early(tmp_path: Path, early_stopping: bool) -> None:
     long, short = trials(tmp_path, early_stopping=early_stopping)
-    contents = {long.key: {"stopped": "stopped: after epoch 2 of 9", "history": []}, short.key: {"row": "short"}}
+    stopped = {"stopped": "stopped: after epoch 2 of 9", "history": []}
+    other = short._replace(key="other")
+    contents = {long.key: stopped, other.key: stopped, short.key: {"row": "short"}}
     assert tune.kept(long) is None
     for key, content in contents.items():
         storage.write_bytes(tune.result_uri(long.job, key), json.dumps(content).encode())
-    assert tune.kept(long) == (contents[long.key] if early_stopping else None)
+    assert tune.kept(other) == (stopped if early_stopping else None)
+    assert tune.kept(long) is None  # the baseline, which an older version may have stopped, is to be run
     assert tune.kept(short) == contents[short.key]
