@@ -13,7 +13,8 @@ from rich.text import Text
 
 from pneumobatch import storage, tables
 from pneumobatch.archive import left_out
-from pneumobatch.screening.runs import PASSING, read_json
+from pneumobatch.screening.budget import PASSING
+from pneumobatch.screening.runs import read_json
 from pneumobatch.tables import Status
 
 _KEY = ["image_id", "version", "status", "reason", "format"]

@@ -16,9 +16,10 @@ from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.screening import gauges, ledger, runs
+from pneumobatch.screening.budget import OverBudgetError
 from pneumobatch.screening.explain import explain
 from pneumobatch.screening.pipeline import already, finish
-from pneumobatch.screening.runs import OverBudgetError, Run, fingerprint, series
+from pneumobatch.screening.runs import Run, fingerprint, series
 
 
 class Night(NamedTuple):

@@ -33,6 +33,7 @@ from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.lineage import code_hash
 from pneumobatch.models.bundle import Bundle
 from pneumobatch.screening import reconcile
+from pneumobatch.screening.budget import PASSING, Budget, OverBudgetError
 from pneumobatch.screening.reconcile import Predictions
 from pneumobatch.screening.scorer import Plan
 from pneumobatch.tables import Status
@@ -43,16 +44,8 @@ FLUSH_SHARE = 0.01
 """A part is written when so many rows have come, or so long has passed: 2 s, and 1 % of the time so far in long runs.
 That is what a kill can lose, and it keeps the parts few."""
 
-PASSING = ("unreadable", "missing", "not_finite")
-"""Reasons of the moment: a later start tries such films again."""
-
-
 LAYOUT = f"{tables.SCHEMA_VERSION} {' '.join(field.name for field in fields(Plan))}"
 """What staging is made of: another version's is not taken up."""
-
-
-class OverBudgetError(RuntimeError):
-    """More films failed than the failure budget allows; nothing was published, and what was scored is kept."""
 
 
 class Run:
@@ -185,47 +178,17 @@ class Run:
         return found
 
     def _check_budget(self, found: Predictions) -> None:
-        screening, failed = self.job.screening, found.count(Status.FAILED)
-        allowed = max(screening.failure_budget * found.rows, screening.failures_allowed)
-
-        def over(excused: int) -> bool:
-            failures = failed - excused
-            # Where nothing could be read at all, no share of it is a success.
-            return failures > (screening.failures_allowed if failures == found.rows - excused else allowed)
-
-        if over(0) and over(self._excused(found, int(allowed))):
-            reasons = ", ".join(f"{reason} {n}" for (status, reason), n in found.reasons if status == Status.FAILED)
+        budget = Budget(self.job.screening, found)
+        if not budget.over():
+            return
+        tried, there = self._parts(["image_id"])["image_id"], self.films["image_id"]
+        if budget.over(budget.excused(tried, there, self.accepted())):
             text = (
-                f"run {self.run_id}: {failed} of {found.rows} images failed ({reasons}), more than "
-                f"screening.failure_budget = {screening.failure_budget:.0%} allows; nothing was published. Mend the "
-                "bad films or take them away, or raise the budget (or screening.failures_allowed), and start the same "
-                f"run again: what was scored is kept. To give this run up, delete {self.staging}: a later one takes "
+                f"run {self.run_id}: {budget.told()}. To give this run up, delete {self.staging}: a later one takes "
                 "its films"
             )
             storage.write_bytes(storage.join(self.staging, "over_budget"), text.encode())
             raise OverBudgetError(text)
-
-    def _excused(self, found: Predictions, allowed: int) -> int:
-        """Films that failed and do not count: as an earlier run has published, or mended by taking them away.
-
-        Those that went before they were tried are no mending. Nor are more than the budget allows that the store could
-        not give when they were tried: a folder that is not mounted takes its films away as well.
-        """
-        rows = pq.read_table(pa.BufferReader(found.data), columns=["image_id", "status", "reason"])
-        rows = rows.filter(pc.equal(rows["status"], Status.FAILED.value))
-
-        def among(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-            return pc.is_in(rows["image_id"], ids.combine_chunks())
-
-        def number(chosen: pa.ChunkedArray) -> int:
-            return int(pc.sum(chosen, min_count=0).as_py())
-
-        passing = pc.is_in(rows["reason"], pa.array(PASSING))
-        known = pc.and_(passing, among(self.accepted()))
-        gone = pc.and_not(
-            pc.and_not(among(self._parts(["image_id"])["image_id"]), among(self.films["image_id"])), known
-        )
-        return number(known) + number(pc.and_not(gone, passing)) + min(number(pc.and_(gone, passing)), allowed)
 
     def publish(self, found: Predictions, facts: dict[str, Any]) -> dict[str, Any]:
         """Creates catalogue and predictions, then the record that makes them visible, then removes the staging.

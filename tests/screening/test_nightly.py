@@ -17,8 +17,8 @@ from pneumobatch.identity import SITE_KEY
 from pneumobatch.lease import HeldError
 from pneumobatch.models import bundle as bundles
 from pneumobatch.screening import ledger, pipeline, runs
+from pneumobatch.screening.budget import OverBudgetError
 from pneumobatch.screening.nightly import night
-from pneumobatch.screening.runs import OverBudgetError
 from pneumobatch.screening.scorer import Plan
 from pneumobatch.screening.verify import verify
 from tests.screening.nights import job, names, rows, write
