@@ -53,7 +53,7 @@ def pipeline(request: Request, _: Ready) -> Facts:
                 1 if request.exact else STEADY_BLOCKS * in_flight * screening.block_images(config, request.images, gpu)
             )
             films = _catalogue(repeated(request, max(request.images, least)))
-            plan = screening.decided(job, uri, bundle, resources, len(films), gpu=gpu)
+            plan = screening.decided(job, uri, bundle, resources, films, gpu=gpu)
             run = Run(job, bundle)
             for rows in screening.score(job, bundle, plan, run.begin(films), resources, scorer):
                 run.stage(rows)

@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.util.metrics import Counter
 
-from pneumobatch import __version__, cluster, lease
+from pneumobatch import __version__, cluster, lease, storage
 from pneumobatch.archive import catalog, left_out
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.config import Job, Screening
@@ -108,7 +108,7 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
             f"run {run.run_id} was started on GPUs and this machine has none; a GPU's and a CPU's probabilities differ "
             f"in the last digits, so start it where there are GPUs, or delete {run.staging} to take its films anew"
         )
-    wanted = decided(run.job, uri, run.bundle, resources, len(run.catalogue), gpu=gpu)
+    wanted = decided(run.job, uri, run.bundle, resources, run.films, gpu=gpu)
     # What is fixed is the model, not where its bundle lies.
     plan = Plan(**run.plan(asdict(wanted)) | {"bundle": uri, "model_id": run.bundle.model_id})
     resources = cluster.offered(local=resources.local)  # a cluster may have begun with no worker at all
@@ -202,18 +202,26 @@ def block_images(config: Screening, images: int, gpu: bool) -> int:
 
 
 def decided(
-    job: Job, uri: str, bundle: bundles.Bundle, resources: cluster.Resources, images: int, *, gpu: bool
+    job: Job, uri: str, bundle: bundles.Bundle, resources: cluster.Resources, films: pa.Table, *, gpu: bool
 ) -> Plan:
     """Decides how a run scores where it will score: a cluster's driver may sit on other hardware than its scorers.
 
     Raises:
-        ValueError: The workers have another site key, or another bundle or none at its place.
+        ValueError: The workers have another site key, another bundle or none at its place, or not the archive's folder.
         cluster.NoWorkerError: The cluster has no worker of that kind, and none came.
     """
+    images = len(films)
     if resources.local:
         return decide(job.screening, uri, bundle, gpu, images)
+    # A manifest may be here alone, where its films are on object storage.
+    archive = str(job.archive.uri) if "://" not in films["uri"][0].as_py() else None
 
     def there() -> tuple[Plan, str]:
+        if archive and not (storage.is_folder(archive) or storage.is_file(archive)):
+            raise ValueError(
+                f"archive.uri: a worker does not find {archive}; it must lie on object storage, or below a folder that "
+                "all nodes mount"
+            )
         try:
             found = bundles.load(uri).model_id
         except ValueError as error:

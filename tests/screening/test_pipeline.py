@@ -261,10 +261,27 @@ def test_only_films_of_one_site_key_are_scored(
 ) -> None:
     """Workers read their own environment: where it has another key than the driver's, nothing is scored."""
     monkeypatch.setenv(SITE_KEY, "the-drivers-key")
-    wanted = job(tmp_path / "in", bundle_uri, tmp_path)
+    (tmp_path / "in").mkdir()
+    wanted, bundle = job(tmp_path / "in", bundle_uri, tmp_path), bundles.load(bundle_uri)
+    film = pa.table({"uri": [str(tmp_path / "in" / "a.png")]})
     elsewhere = dataclasses.replace(engine, local=False)
     with pytest.raises(ValueError, match=f"{SITE_KEY} of the cluster's workers is another than here"):
-        pipeline.decided(wanted, bundle_uri, bundles.load(bundle_uri), elsewhere, 1, gpu=False)
+        pipeline.decided(wanted, bundle_uri, bundle, elsewhere, film, gpu=False)
+
+
+def test_an_archive_that_workers_do_not_have_is_told_at_the_start(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "in"
+    wanted, bundle = job(archive, bundle_uri, tmp_path), bundles.load(bundle_uri)
+    film = pa.table({"uri": [str(archive / "a.png")]})
+    elsewhere = dataclasses.replace(engine, local=False)
+    with pytest.raises(ValueError, match=f"archive.uri: a worker does not find {archive}; it must lie on object stor"):
+        pipeline.decided(wanted, bundle_uri, bundle, elsewhere, film, gpu=False)
+    on_a_store = pa.table({"uri": ["s3://pacs/a.png"]})  # of a manifest that only the driver reads
+    assert pipeline.decided(wanted, bundle_uri, bundle, elsewhere, on_a_store, gpu=False).bundle == bundle_uri
+    archive.mkdir()
+    assert pipeline.decided(wanted, bundle_uri, bundle, elsewhere, film, gpu=False).bundle == bundle_uri
 
 
 def test_a_worker_that_comes_later_with_another_key_scores_nothing(
