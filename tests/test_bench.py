@@ -191,7 +191,7 @@ def test_one_run_names_every_measurement_and_its_numbers_agree(
                     "archive": {"uri": str(tmp_path / "films")},
                     "screening": {"bundle": bundle_uri, "batch_size": 2, "block_images": 2, "compile": "off"},
                     "bench": {"images": 12, "training_epochs": 1, "image_counts": [12], "catalog_sizes": [200]},
-                    "training": {"batch_size": 4, "validation_fraction": 0.4},
+                    "training": {"batch_size": 4, "validation_fraction": 0.4, "failure_budget": 0.5},
                     "cluster": {"num_cpus": 1, "object_store_gb": 0.2},
                 }
             )

@@ -75,8 +75,8 @@ class Evaluation(Section):
     heat_maps: Annotated[int, Field(ge=0, le=50)] = 0
     """Films of each outcome (true and false positives and negatives) that the report shows with heat maps: class
     activation and the network's spatial gates. Pictures of films then leave the archive with the report, and with them
-    whatever text is burned into the films: look at them before passing the report on. Never of a run with DICOM
-    films."""
+    whatever text is burned into the films: look at them before passing the report on. Never of an archive with
+    DICOM films."""
     masked_films: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Labelled films, half of each class, that are scored again with border, corners and, to compare, the centre
     covered: a network that lives on markers changes its mind without them. 0: no such check."""

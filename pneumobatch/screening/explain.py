@@ -1,8 +1,8 @@
 """A look into the network: heat maps of chosen films, and what covered borders do to the scores of a sample.
 
 In: the evaluated films (`tables.prediction_schema`, with labels). Out: `evaluation.explained.Explained`. The films are
-fetched, decoded and scored again as screening does it. Pictures leave only where the run holds no DICOM film, as paths
-do; the check of the borders leaves numbers alone, so every archive may have it.
+fetched, decoded and scored again as screening does it. Pictures leave only where the archive holds no DICOM film, as
+paths do; the check of the borders leaves numbers alone, so every archive may have it.
 """
 
 import pyarrow as pa

@@ -19,6 +19,7 @@ from pneumobatch.models import bundle as bundles
 from pneumobatch.screening.pictures import OUTCOMES, chosen
 
 BAND = (0.2, 0.8)
+OPEN = {".jpeg", ""}  # and the folders of the classes
 WANTED = ["--evaluation.heat_maps", "2", "--evaluation.masked_films", "12", "--evaluation.bootstrap", "20"]
 
 
@@ -29,13 +30,17 @@ def site(
     make_bundle: Callable[..., bundles.Bundle],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Two runs of one model over a copy of the phantoms: of its JPEG files, and of all with DICOM among them."""
+    """Runs of one model over copies of the phantoms: of JPEG files alone, of all with DICOM among them, and of the JPEG
+    files among these."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(films, folder / "films")
+    shutil.copytree(
+        films, folder / "pictures", ignore=lambda _, names: [n for n in names if Path(n).suffix not in OPEN]
+    )
     make_bundle(str(folder / "bundle"), uncertain=BAND)
-    for run_id, pattern in (("jpeg", "*.jpeg"), ("dicom", "*")):
+    for run_id, archive, pattern in (("jpeg", "pictures", "*"), ("dicom", "films", "*"), ("beside", "films", "*.jpeg")):
         options = ["--screening.run_id", run_id, "--archive.include", pattern, "--screening.failure_budget", "0.9"]
-        place = ["--archive.uri", str(folder / "films"), "--output.uri", str(folder / "out")]
+        place = ["--archive.uri", str(folder / archive), "--output.uri", str(folder / "out")]
         assert cli.run(["screen", *place, "--screening.bundle", str(folder / "bundle"), *options]) == 0
     return folder
 
@@ -84,11 +89,12 @@ def test_pictures_and_borders_of_a_run_without_dicom(site: Path) -> None:
 
 
 @pytest.mark.engine
-def test_no_picture_of_a_run_with_dicom_leaves_but_its_borders_are_checked(site: Path) -> None:
-    page, (masking,) = evaluated(site, "dicom", *WANTED)
+@pytest.mark.parametrize("run_id", ["dicom", "beside"])
+def test_no_picture_of_an_archive_with_dicom_leaves_but_its_borders_are_checked(run_id: str, site: Path) -> None:
+    page, (masking,) = evaluated(site, run_id, *WANTED)
     assert "<img" not in page and "img-src" not in page and "base64" not in page
-    assert "No heat maps: the run holds DICOM films" in page
-    assert rows(site, "dicom")["uri"].null_count == len(rows(site, "dicom"))  # so the archive was listed again
+    assert "No heat maps: the archive holds DICOM films" in page
+    assert rows(site, run_id)["uri"].null_count == len(rows(site, run_id))  # so the archive was listed again
     assert pq.read_table(masking, partitioning=None)["films"][0].as_py() == 12
 
 
@@ -105,12 +111,12 @@ def test_what_moved_or_changed_is_not_shown_and_the_page_says_why(site: Path, tm
     page, _ = evaluated(site, "dicom", *WANTED, "--archive.uri", str(tmp_path / "nowhere"))
     assert "Borders not checked: none of the films is where it was screened" in page
     assert str(tmp_path) not in page
-    shutil.move(site / "films", site / "moved")
+    shutil.move(site / "pictures", site / "moved")
     try:
         page, _ = evaluated(site, "jpeg", *WANTED)
         assert "No heat maps: none of the films is where it was screened" in page and "<img" not in page
     finally:
-        shutil.move(site / "moved", site / "films")
+        shutil.move(site / "moved", site / "pictures")
     shutil.move(site / "bundle", site / "moved")
     try:
         page, _ = evaluated(site, "jpeg", *WANTED)
