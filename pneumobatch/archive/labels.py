@@ -88,17 +88,7 @@ class LabelTable:
         rows = pc.index_in(paths, self._keys)
         if rows.null_count:
             rows = pc.coalesce(rows, pc.index_in(ids, self._keys))
-            names = pc.if_else(pc.is_null(rows), pc.replace_substring_regex(paths, r"(?s)^.*/", ""), None)
-            stems = pc.replace_substring_regex(names, r"(?s)\.[^.]*$", "")
-            hits = (pc.index_in(texts, self._keys, skip_nulls=True) for texts in (names, stems))
-            # A row that names an image by its path names no other that is called so in another folder.
-            used = pc.unique(rows.drop_null())
-            by_name = pc.coalesce(*(pc.if_else(pc.is_in(found, used), None, found) for found in hits))
-            if len(pc.unique(by_name.drop_null())) < len(by_name) - by_name.null_count:
-                raise ValueError(
-                    f"archive.labels: {self.uri}, column {self.key}: a file name fits several images; name them by "
-                    "their path below the archive"
-                )
-            rows = pc.coalesce(rows, by_name)
+            where = f"archive.labels: {self.uri}, column {self.key}"
+            rows = pc.coalesce(rows, tables.rows_by_file_name(rows, paths, self._keys, where))
         known = self._columns.take(rows)
         return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}

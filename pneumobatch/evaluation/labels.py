@@ -187,16 +187,7 @@ def _rows(
         pc.index_in(predictions["image_id"], paths, skip_nulls=True),
     )
     yield exact
-    names = pc.if_else(pc.is_null(exact), pc.replace_substring_regex(predictions["uri"], r"^.*/", ""), None)
-    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
-    hits = (pc.index_in(texts, keys, skip_nulls=True) for texts in (names, stems))
-    # A row that names an image by its path names no other that is called so in another folder.
-    used = pc.unique(pc.drop_null(exact))
-    by_name = pc.coalesce(*(pc.if_else(pc.is_in(found, used), None, found) for found in hits))
-    fitting = pc.drop_null(by_name)
-    if len(fitting.unique()) != len(fitting):
-        raise ValueError(f"{uri}: a file name fits several images; name them by their path below the archive")
-    yield by_name
+    yield tables.rows_by_file_name(exact, predictions["uri"], keys, uri)
 
 
 def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri: str) -> None:

@@ -48,3 +48,29 @@ def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         )
     classes = pa.array([_CLASSES.get(text) for text in texts], pa.int8())
     return pa.chunked_array([classes.take(spelled.indices)])
+
+
+def rows_by_file_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.Array, where: str) -> pa.ChunkedArray:
+    """Finds the rows of a label table that name images by their file names, with or without ending.
+
+    Args:
+        exact: Row of each image that a row names in full; NULL where none does.
+        paths: Path or URI of each image.
+        keys: What the table's rows name.
+        where: What an error begins with.
+
+    Returns:
+        Row of each image that has none in `exact`, else NULL.
+
+    Raises:
+        ValueError: A row fits several images.
+    """
+    names = pc.if_else(pc.is_null(exact), pc.replace_substring_regex(paths, r"(?s)^.*/", ""), None)
+    stems = pc.replace_substring_regex(names, r"(?s)\.[^.]*$", "")
+    hits = (pc.index_in(texts, keys, skip_nulls=True) for texts in (names, stems))
+    # A row that names an image in full names no other that is called so in another folder.
+    used = pc.unique(exact.drop_null())
+    found = pc.coalesce(*(pc.if_else(pc.is_in(rows, used), None, rows) for rows in hits))
+    if len(pc.unique(found.drop_null())) < len(found) - found.null_count:
+        raise ValueError(f"{where}: a file name fits several images; name them by their path below the archive")
+    return found

@@ -107,10 +107,10 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     Raises:
         ValueError: As `rows`, or two rows are the same recipe.
     """
-    found = []
+    found, main = [], baseline(job)
     for protocol, seed, (row, row_job) in product(splits, job.experiment.seeds, rows(job).items()):
         seeded = row_job.model_copy(update={"training": row_job.training.model_copy(update={"seed": seed})})
-        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol]), row == baseline(job)))
+        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol]), row == main))
     first: dict[str, Trial] = {}
     for trial in found:
         if (same := first.setdefault(trial.key, trial)) is not trial:

@@ -244,6 +244,7 @@ def train_worker(config: dict[str, Any]) -> None:
     shard = Shard(context.get_world_rank(), context.get_world_size())
     train = Films.open(config["train"], config["cache_size"])
     validation = Films.open(config["validation"], job.network.image_size)
+    scored = json.dumps(image_ids(config["validation"]))
     trainer = Trainer(job, config["class_counts"], ray.train.torch.get_device(), shard)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -255,7 +256,7 @@ def train_worker(config: dict[str, Any]) -> None:
             if shard.rank == 0:
                 (Path(folder) / CHECKPOINT).write_bytes(trainer.state())
                 np.save(Path(folder) / LOGITS, logits)
-                (Path(folder) / SCORED).write_text(json.dumps(image_ids(config["validation"])), encoding="utf-8")
+                (Path(folder) / SCORED).write_text(scored, encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(trainer.history[-1], checkpoint=checkpoint)
         if shard.rank == 0:

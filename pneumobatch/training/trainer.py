@@ -60,7 +60,7 @@ def train(job: Job) -> Trained:
     films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
     if without := left_out.told(left_out.counted(films)):
         say(without)
-    fingerprint, pin = _fingerprint(job, films), _fingerprint(job, films, without=FITTED)
+    fingerprint, pin = _fingerprints(job, films)
     name = job.network.name.replace("/", "-")
     run_id, staged = (job.training.run_id or f"{name}-{digest[:8]}" for digest in (fingerprint, pin))
     target = storage.join(job.output.uri, "bundles", run_id)
@@ -143,13 +143,17 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _fingerprint(job: Job, films: pa.Table, without: Set[str] = frozenset()) -> str:
-    """What a result depends on, `without` these keys of training; where it is written and how many failures it may
-    survive is not part of it."""
-    config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-    for key in NEITHER | without:
-        del config["training"][key]
-    config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read
+def _fingerprints(job: Job, films: pa.Table) -> tuple[str, str]:
+    """What the bundle depends on, and what its weights do; where it is written and how many failures it may survive is
+    part of neither."""
     # A film that was mended or encoded anew under its name has another size.
-    known = films.select(["image_id", "label", "patient", "bytes"]).to_pydict()
-    return hashlib.sha256(json.dumps([config, known], sort_keys=True).encode()).hexdigest()
+    known = json.dumps(films.select(["image_id", "label", "patient", "bytes"]).to_pydict())
+
+    def digest(without: Set[str]) -> str:
+        config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
+        for key in without:
+            del config["training"][key]
+        config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read
+        return hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{known}".encode()).hexdigest()
+
+    return digest(NEITHER), digest(NEITHER | FITTED)
