@@ -114,6 +114,8 @@ def _cases(request: Request, setup: report.Setup, packed: list[str]) -> list[Cas
     add(report.DECODE, measurement="decode")
     if several:
         add(report.DECODE_ALL, copies=cpus, cores=cpus, measurement="decode")
+    if setup.gpus and setup.formats.get("jpeg"):
+        add(report.DECODE_ACCELERATOR, measurement="decode_accelerator")
     add(report.PACKED, measurement="decode", uris=tuple(packed))
     for precision, compiled in setup.variants():
         title = f"{precision} {'compiled' if compiled else 'eager'}"

@@ -5,7 +5,7 @@ from importlib import import_module
 from pneumobatch.bench.processes import Measurement, answer
 
 MODULES = {
-    "measurements": ("prepare", "packing", "compiling", "decode", "network"),
+    "measurements": ("prepare", "packing", "compiling", "decode", "decode_accelerator", "network"),
     "loops": ("plain", "tuned"),
     "pipeline": ("pipeline",),
     "training": ("training", "training_plain"),

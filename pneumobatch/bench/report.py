@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DECODE, DECODE_ALL, PACKED = "decode, one core", "decode, all cores", "decode from Parquet, one core"
+DECODE_ACCELERATOR = "decode JPEG, one accelerator"
 BACKBONE = "the network without attention"
 TRAINING_PLAIN, TRAINING = "training, plain loop", "training, one worker"
 TRAINING_ALL = "training, a worker a CPU"
@@ -183,7 +184,10 @@ def _sentences(setup: Setup, best: dict[str, tuple[Case, Measured]], compiling: 
     )
     yield f"memory        {_memory(run.memory)}"
     if setup.gpus:
-        yield f"accelerator   one needs {network / decode:.1f} CPUs to be fed"
+        nvjpeg = rate.get(DECODE_ACCELERATOR)
+        yield f"accelerator   one needs {network / decode:.1f} CPUs to be fed" + (
+            f"; nvJPEG on it decodes as fast as {nvjpeg / decode:.1f} CPUs" if nvjpeg else ""
+        )
     else:
         yield f"accelerator   none here; one that scores 1,000 images/s would need {1000 / decode:.1f} CPUs to be fed"
 

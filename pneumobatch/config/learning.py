@@ -65,6 +65,8 @@ class Augmentation(Section):
     """Probability of a left–right flip."""
     sharpness: Fraction = 0.0
     """Factor on fine detail drawn from 1 ± this: films of another resolution, smoothed or sharpened."""
+    shading: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Uneven exposure: grey multiplied by a plane through 1 that rises by up to this towards each side."""
     erase: Fraction = 0.0
     """Probability of blanking one random rectangle of up to a fifth of the film."""
 
@@ -108,6 +110,9 @@ class Training(Section):
         BeforeValidator(lambda n: (n,) if isinstance(n, int) else n),
     ] = (1,)
     """Ray Train workers (DDP ranks); two numbers, least and most, make training elastic."""
+    synchronise: bool = True
+    """Batch normalisation over the films of all workers, so that their number makes no difference; off: each over its
+    own films, which is quicker where workers would wait for one another at every layer."""
     use_gpu: bool | None = None
     """One GPU a worker; unset: when the cluster has any."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0
@@ -175,7 +180,9 @@ class Experiment(Section):
     held_out: Count = 208
     """Films of each class that protocol paper_like holds out."""
     concurrent: Count = 2
-    """Trials at a time, which share the CPUs; where the cluster has GPUs each trial has one to itself."""
+    """Trials at a time, which share the CPUs; where the cluster has GPUs these decide."""
+    trials_per_gpu: Count = 1
+    """Trials at a time on every GPU, which share its memory: a small network alone leaves most of it idle."""
     hours: Positive | None = None
     """Hours after which trials are stopped; what is left is shown as not run, and a later start goes on with it."""
     early_stopping: bool = False

@@ -27,6 +27,9 @@ from pneumobatch.screening.scorer import Plan, Scorer
 COMPILE_PAYS_IMAGES = 3000
 """From about so many images a compilation is paid back by one run on CPUs; later runs find it in the cache."""
 
+BATCHES = 4
+"""Batches that a scorer on an accelerator takes at once: it computes one while the next is copied to it."""
+
 TAGS = ("status", "reason")
 """What the metric of films is divided by; none names a film."""
 
@@ -174,7 +177,8 @@ def score(
         ray.data.from_arrow(chunks)
         .map_batches(decode, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
-            scorer, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=None,
+            scorer, fn_constructor_args=(plan,), batch_format="pyarrow",
+            batch_size=BATCHES * plan.batch_size if gpu else None,
             compute=pool(job.screening, resources, len(chunks), gpu=gpu), **per_scorer,
         )
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,11 @@ from pneumobatch.archive.films import pixels_of
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models.hardware import Precision
 from pneumobatch.tables import Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pneumobatch.models.scoring import Logits
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,6 @@ class Scorer:
         # Not above: the driver, which only names this class, does without the seconds that torch takes.
         import torch
 
-        from pneumobatch.models import scoring
-
         torch.set_num_threads(plan.threads)
         self.plan = plan
         self.bundle = bundles.load(plan.bundle)
@@ -49,25 +52,20 @@ class Scorer:
                 f"screening.bundle: {plan.bundle} holds {self.bundle.model_id} by now, and the run is one of "
                 f"{plan.model_id}; give the place of that bundle"
             )
-        device = torch.device(plan.device)
-        if plan.compile:
-            self.logits = scoring.compiled(plan.bundle, self.bundle, plan.precision, plan.batch_size, device)
-        else:
-            self.logits = scoring.eager(plan.bundle, self.bundle, plan.precision, device)
         self.size = self.bundle.preprocessing.image_size
-        self.pixels = np.zeros((plan.batch_size, self.size, self.size), np.uint8)
-        self.batch = torch.from_numpy(self.pixels)  # the same memory
-        self.logits(self.batch)  # the first call of a network is slow: not at the first film's cost
+        self.logits = self.network()
+        self.logits(self.batch(np.zeros((0, self.size, self.size), np.uint8)))  # the first call of a network is slow
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores a block in batches of one fixed shape; the last is padded."""
         readable = np.flatnonzero(rows["pixels"].is_valid().to_numpy())
         pixels = pixels_of(rows, self.size)
         probability = np.full(len(rows), np.nan)
-        for start in range(0, len(readable), self.plan.batch_size):
-            part = readable[start : start + self.plan.batch_size]
-            self.pixels[: len(part)] = pixels[part]
-            probability[part] = self.probabilities()[: len(part)]
+        parts = [readable[at : at + self.plan.batch_size] for at in range(0, len(readable), self.plan.batch_size)]
+        # All are under way before the first is read, so that an accelerator finds the next batch when it is done.
+        logits = [self.logits(self.batch(pixels[part])) for part in parts]
+        for part, logits_B2 in zip(parts, logits, strict=True):
+            probability[part] = self.probabilities(logits_B2)[: len(part)]
         nothing = readable[~np.isfinite(probability[readable])]
         if len(nothing):
             probability[nothing] = np.nan
@@ -79,9 +77,28 @@ class Scorer:
             .append_column("scored_at", pa.repeat(scored_at, len(rows)))
         )
 
-    def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Calibrated probability of pneumonia of each of the films in `pixels`, float64[B] in 0–1."""
-        logits_B2 = self.logits(self.batch)
+    def network(self) -> "Logits":
+        """Loads the bundle's network as the plan says."""
+        import torch
+
+        from pneumobatch.models import scoring
+
+        plan, device = self.plan, torch.device(self.plan.device)
+        if plan.compile:
+            return scoring.compiled(plan.bundle, self.bundle, plan.precision, plan.batch_size, device)
+        return scoring.eager(plan.bundle, self.bundle, plan.precision, device)
+
+    def batch(self, films_NSS: np.ndarray[Any, np.dtype[np.uint8]]) -> "Tensor":
+        """Pads films to a batch, uint8[B, S, S], in memory from which an accelerator copies while it computes."""
+        import torch
+
+        shape = (self.plan.batch_size, self.size, self.size)
+        padded = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.plan.device == "cuda")
+        padded[: len(films_NSS)] = torch.from_numpy(films_NSS)
+        return padded
+
+    def probabilities(self, logits_B2: "Tensor") -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Calibrated probability of pneumonia of each film, float64[B] in 0–1."""
         margin = (logits_B2[:, 1] - logits_B2[:, 0]).double().cpu()
         return (margin / self.bundle.temperature + self.bundle.offset).sigmoid().numpy()
 

@@ -20,14 +20,14 @@ and aspect ratio (films are squashed to a square), exposure, grey curve and reso
 
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:
-    """Draws what happens to each film: float32[count, 15], on the CPU.
+    """Draws what happens to each film: float32[count, 17], on the CPU.
 
     Drawn for the global batch and then sliced by rank, so that a film's fate does not depend on the number of workers.
     Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, the
-    erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased), and how fine the detail is that
-    is reinforced or smoothed (σ, share of the side) and its factor.
+    erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased), how fine the detail is that is
+    reinforced or smoothed (σ, share of the side) and its factor, and the slopes of uneven exposure (x, y).
     """
-    uniform = torch.rand(count, 16, generator=generator)
+    uniform = torch.rand(count, 18, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])
     aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(config.crop_aspect) / 2)
     scale_x, scale_y = (area.sqrt() * aspect).clamp_max(1), (area.sqrt() / aspect).clamp_max(1)
@@ -45,8 +45,9 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     # From what squashing a large film to the network's size leaves to what a film of a fifth of the size has lost.
     scale = DETAIL[0] + (DETAIL[1] - DETAIL[0]) * uniform[:, 14]
     detail = 1 + (2 * uniform[:, 15] - 1) * config.sharpness
+    slope_x, slope_y = ((2 * uniform[:, place] - 1) * config.shading for place in (16, 17))
     grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
-    return torch.stack([*affine, *grey_curve, *erased, scale, detail], dim=1)
+    return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y], dim=1)
 
 
 def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
@@ -54,27 +55,33 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
 
     Args:
         films_BHW: uint8[B, H, W], the decoded films.
-        fate_BF: float32[B, 15] from `draw`, on the same device.
+        fate_BF: float32[B, 17] from `draw`, on the CPU: what it leaves out is known without waiting for the device.
         size: Side of the result, pixels.
 
     Returns:
         float32[B, 1, size, size] in 0–1.
     """
     grey = films_BHW[:, None].float() * (1 / 255)
+    detailed, shaded, curved, hidden = (
+        (fate_BF[:, place] != same).any() for place, same in ((14, 1), (15, 0), (8, 1), (11, 0))
+    )
+    fate_BF = fate_BF.to(grey.device)
     grid = F.affine_grid(fate_BF[:, :6].reshape(-1, 2, 3), [len(grey), 1, size, size], align_corners=False)
     grey = F.grid_sample(grey, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail = (
+    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail, slope_x, slope_y = (
         column.reshape(-1, 1, 1, 1) for column in fate_BF[:, 6:].unbind(1)
     )
-    if bool((detail != 1).any()):
+    axis = torch.linspace(-1, 1, size, device=grey.device)
+    if detailed:
         smooth = _smooth(grey, scale * size)
         grey = smooth + (grey - smooth) * detail
+    if shaded:
+        grey = grey * (1 + slope_x * axis + slope_y * axis.reshape(-1, 1))
     mean = grey.mean((2, 3), keepdim=True)
     grey = ((grey - mean) * contrast + mean + brightness).clamp(0, 1)
-    if bool((gamma != 1).any()):
+    if curved:
         grey = grey.clamp_min(1e-4) ** gamma
-    if bool((half_x > 0).any()):
-        axis = torch.linspace(-1, 1, size, device=grey.device)
+    if hidden:
         inside = ((axis - centre_x).abs() < half_x) & ((axis.reshape(-1, 1) - centre_y).abs() < half_y)
         grey = torch.where(inside, mean, grey)
     return grey

@@ -14,8 +14,8 @@ SECTIONS = ("network", "loss", "augmentation", "training")
 """What a level may change."""
 
 NOT_LEARNED_FROM = {
-    "preset", "run_id", "workers", "use_gpu", "cpus_per_worker", "validation_fraction", "target", "target_value",
-    "max_failures", "checkpoints_to_keep", "validated_age_years", "rationale", "uncertain",
+    "preset", "run_id", "workers", "synchronise", "use_gpu", "cpus_per_worker", "validation_fraction", "target",
+    "target_value", "max_failures", "checkpoints_to_keep", "validated_age_years", "rationale", "uncertain",
     "failure_budget",
 }  # fmt: skip
 """Keys of `training` that do not change what a network learns from given films: where it runs, and what is done with

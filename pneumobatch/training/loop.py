@@ -45,20 +45,6 @@ def learning_rate(job: Job, epoch: float) -> float:
     return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def _moving_average(decay: float) -> Any:
-    @torch.no_grad()
-    def update(average: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if not average[0].is_floating_point():
-            for old, new in zip(average, current, strict=True):
-                old.copy_(new)
-            return
-        # Early on a long average would still hold the random start.
-        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        torch._foreach_lerp_(average, current, 1 - kept)
-
-    return update
-
-
 class Trainer:
     """A worker's network, optimiser and moving average, and what a checkpoint saves of them."""
 
@@ -73,14 +59,14 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=job.training.learning_rate, weight_decay=job.training.weight_decay, fused=True
         )
-        average = _moving_average(job.training.ema_decay)
-        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.model: nn.Module = self.network
-        self.together: AbstractContextManager[object] = Synchronised() if shard.world > 1 else nullcontext()
+        together = shard.world > 1 and job.training.synchronise
+        self.together: AbstractContextManager[object] = Synchronised() if together else nullcontext()
         if shard.world > 1:
-            # Statistics are the same on all workers, as they are synchronised: no buffer needs to be sent.
+            # Statistics that are synchronised are the same on all workers: no buffer needs to be sent.
             self.model = nn.parallel.DistributedDataParallel(
-                self.network, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.network, gradient_as_bucket_view=True, broadcast_buffers=not together
             )
         wanted = job.training.precision
         self.arithmetic = hardware_precision(device.type) if wanted == "auto" else wanted
@@ -110,7 +96,7 @@ class Trainer:
                 group["lr"] = rate
             drawn = seeded((plan.seed * 1_000_003 + self.epoch) * 1_000_003 + step)
             fate = augment.draw(self.job.augmentation, whole, torch.Generator().manual_seed(drawn))
-            fate = fate[self.shard.rank :: self.shard.world].to(self.device)
+            fate = fate[self.shard.rank :: self.shard.world]
             pixels = augment.apply(films.gather(rows).to(self.device), fate, size)
             with self.together:
                 logits = self.logits(self.model, pixels)
@@ -125,6 +111,9 @@ class Trainer:
                 self.average.update_parameters(self.network)
             total += loss.detach() * len(rows)
             seen += len(rows)
+        if self.shard.world > 1 and not plan.synchronise:
+            for statistics in self.shipped().buffers():  # the first worker's are saved, and so all go on from them
+                dist.broadcast(statistics, 0)
         summed = torch.stack([total, torch.tensor(float(seen), device=self.device)])
         if self.shard.world > 1:
             dist.all_reduce(summed)
@@ -136,6 +125,19 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": float(summed[1]) / seconds,
         }
+
+    @torch.no_grad()
+    def _average(self, average: Any, current: Any, _: object) -> None:
+        """Takes a step's weights and statistics into their moving average."""
+        if not average[0].is_floating_point():
+            for old, new in zip(average, current, strict=True):
+                old.copy_(new)
+            return
+        # Not the count that is passed: it lies on the accelerator, which would have to be waited for.
+        steps = int(self.average.n_averaged)
+        # Early on a long average would still hold the random start.
+        kept = min(self.job.training.ema_decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(average, current, 1 - kept)
 
     def shipped(self) -> Classifier:
         """The network that is validated and shipped: the moving average where one is kept."""
@@ -171,7 +173,7 @@ class Trainer:
             if fate_NF is None:
                 pixels = augment.plain(pixels)
             else:
-                pixels = augment.apply(pixels, fate_NF[rows].to(self.device), self.job.network.image_size)
+                pixels = augment.apply(pixels, fate_NF[rows], self.job.network.image_size)
             logits[rows.numpy()] = self.logits(network, pixels).cpu().numpy()
         if self.shard.world == 1:
             return logits
@@ -242,10 +244,11 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
-    train = Films.open(config["train"], config["cache_size"])
-    validation = Films.open(config["validation"], job.network.image_size)
+    device = ray.train.torch.get_device()
+    train = Films.open(config["train"], config["cache_size"]).on(device)
+    validation = Films.open(config["validation"], job.network.image_size).on(device)
     scored = json.dumps(image_ids(config["validation"]))
-    trainer = Trainer(job, config["class_counts"], ray.train.torch.get_device(), shard)
+    trainer = Trainer(job, config["class_counts"], device, shard)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             trainer.restore(torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True))

@@ -97,10 +97,11 @@ def run(
     """
     gpu = resources.gpus > 0 if job.training.use_gpu is None else job.training.use_gpu
     cpus = _cpus(job, resources, gpu=gpu)
+    gpus = 1 / job.experiment.trials_per_gpu if gpu else 0
     at_once = None if gpu else job.experiment.concurrent
-    threads = 0 if gpu else cpus
-    say(f"experiment {job.experiment.name}: {len(trials)} trials, each on {cpus} CPU" + " + 1 GPU" * gpu)
-    function = ray.tune.with_parameters(_trial, trials={t.key: t for t in trials}, folds=dict(folds), threads=threads)
+    told = f" and {gpus:.3g} GPU" if gpu else ""
+    say(f"experiment {job.experiment.name}: {len(trials)} trials, each on {cpus} CPU{told}")
+    function = ray.tune.with_parameters(_trial, trials={t.key: t for t in trials}, folds=dict(folds), threads=cpus)
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
@@ -110,7 +111,7 @@ def run(
     waiting = cluster.awaited("an epoch", resources, job.cluster, fits)
     with tempfile.TemporaryDirectory() as folder, waiting as came, Live(trials, came) as live:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(function, {"CPU": cpus, "GPU": int(gpu)}),
+            ray.tune.with_resources(function, {"CPU": cpus, "GPU": gpus}),
             param_space={"key": ray.tune.grid_search([trial.key for trial in trials])},
             tune_config=ray.tune.TuneConfig(
                 scheduler=scheduler,
@@ -176,7 +177,8 @@ def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> A
 
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
     """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
-    share = resources.cpus / (max(resources.gpus, 1) if gpu else job.experiment.concurrent)
+    at_once = max(resources.gpus, 1) * job.experiment.trials_per_gpu if gpu else job.experiment.concurrent
+    share = resources.cpus / at_once
     return max(int(min(share, max((node.cpus for node in resources.nodes), default=1))), 1)
 
 
@@ -206,13 +208,12 @@ def _trial(
     trial = trials[config["key"]]
     job, size = trial.job, trial.job.network.image_size
     code = code_hash()  # now: the files may change while it trains
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     fold = folds[trial.protocol, size]
-    train = Films.open(fold.train, fold.cache_size)
-    validation, test = (Films.open(blocks, size) for blocks in (fold.validation, fold.test))
-    counts = torch.bincount(train.labels, minlength=2).tolist()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train = Films.open(fold.train, fold.cache_size).on(device)
+    validation, test = (Films.open(blocks, size).on(device) for blocks in (fold.validation, fold.test))
+    counts = torch.bincount(train.labels, minlength=2).tolist()
     trainer = Trainer(job, counts, device, Shard(0, 1))
     parameters, multiply_adds = cost(trainer.network, size)
     state = storage.join(own_uri(trial), CHECKPOINT)

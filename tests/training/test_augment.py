@@ -50,6 +50,17 @@ def test_sharpness_changes_detail_and_leaves_the_rest() -> None:
     assert coarse.abs().max() < 0.02  # what is broader than the detail stays
 
 
+def test_shading_is_a_plane_through_the_same_grey() -> None:
+    config = NOTHING.model_copy(update={"shading": 0.3})
+    films = torch.full((32, 48, 48), 128, dtype=torch.uint8)
+    result = augment.apply(films, augment.draw(config, 32, torch.Generator().manual_seed(1)), 48)[:, 0] * 255 / 128
+    torch.testing.assert_close(result.mean((1, 2)), torch.ones(32), rtol=0, atol=1e-4)
+    right, down = result[:, 0, -1] - result[:, 0, 0], result[:, -1, 0] - result[:, 0, 0]
+    assert right.abs().max() <= 0.6 and right.std() > 0.2 and down.std() > 0.2
+    middle = (result[:, 0, 0] + result[:, -1, -1]) / 2
+    torch.testing.assert_close(middle, torch.ones(32), rtol=0, atol=1e-4)
+
+
 def test_a_film_has_the_same_fate_in_any_part_of_the_batch() -> None:
     config = Augmentation(gamma=0.4, sharpness=1.0, erase=0.5)
     films = torch.randint(0, 256, (8, 55, 55), dtype=torch.uint8)

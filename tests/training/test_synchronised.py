@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,8 +12,10 @@ import torch.multiprocessing as processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pneumobatch.config import Network
+from pneumobatch.config import Job, Network
 from pneumobatch.models.networks import build
+from pneumobatch.training.loop import Trainer
+from pneumobatch.training.shards import Films, Shard
 from pneumobatch.training.synchronised import Synchronised
 
 FILMS = 9  # which two workers cannot share evenly
@@ -40,10 +43,30 @@ def step(case: str, worker: int, workers: int) -> dict[str, Tensor]:
     return found | {key: buffer.float() for key, buffer in network.named_buffers()}
 
 
+def epochs(worker: int, *, synchronise: bool) -> dict[str, Tensor]:
+    """Two epochs of a worker; returns its network's and its average's state, and what it validates."""
+    rng = np.random.default_rng(0)
+    films = Films(
+        [rng.integers(0, 255, (16, 32, 32), np.uint8)],
+        np.stack([np.zeros(16, np.int64), np.arange(16)], axis=1),
+        torch.arange(16) % 2,
+    )
+    training = {"epochs": 2, "batch_size": 8, "synchronise": synchronise, "ema_decay": 0.5}
+    job = Job.model_validate({"network": {"name": "resnet18", "image_size": 32}, "training": training})
+    trainer = Trainer(job, (8, 8), torch.device("cpu"), Shard(worker, 2))
+    for _ in range(2):
+        logits = trainer.advance(films, films)
+    own = {f"network {key}": value.clone() for key, value in trainer.network.state_dict().items()}
+    average = {f"average {key}": value.clone() for key, value in trainer.shipped().state_dict().items()}
+    return own | average | {"logits": torch.from_numpy(logits)}
+
+
 def work(worker: int, workers: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=worker, world_size=workers)
-    torch.save({case: step(case, worker, workers) for case in CASES}, folder / f"{worker}.pt")
+    found = {case: step(case, worker, workers) for case in CASES}
+    found |= {f"synchronise={value}": epochs(worker, synchronise=value) for value in (True, False)}
+    torch.save(found, folder / f"{worker}.pt")
     dist.destroy_process_group()
 
 
@@ -77,3 +100,12 @@ def test_statistics_are_the_same_on_all_workers_and_in_full_precision(
     for kind in ("running_mean", "running_var"):
         key = next(key for key in one if key.endswith(kind))  # of the first layer, before rounding adds up
         torch.testing.assert_close(first[key], one[key], rtol=1e-3, atol=1e-5)
+
+
+def test_workers_that_normalise_apart_ship_one_network(two: list[dict[str, dict[str, Tensor]]]) -> None:
+    together, apart = ([part[f"synchronise={value}"] for part in two] for value in (True, False))
+    for key, value in apart[0].items():
+        own = key.startswith("network ") and "running" in key  # which the next step replaces by the first worker's
+        assert torch.equal(value, apart[1][key]) != own, key
+    assert all(torch.equal(value, together[1][key]) for key, value in together[0].items())
+    assert not torch.equal(apart[0]["logits"], together[0]["logits"])
