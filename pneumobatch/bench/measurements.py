@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pneumobatch import storage, tables
-from pneumobatch.archive import catalog, fetch
+from pneumobatch.archive import catalog, fetch, headers
 from pneumobatch.bench.basics import Facts, Ready, decoder_of, model, repeated
 from pneumobatch.bench.processes import Request
 from pneumobatch.models import bundle as bundles
@@ -19,9 +19,6 @@ from pneumobatch.models.bundle import Bundle
 from pneumobatch.models.networks import ATTENTION, build
 from pneumobatch.models.weights import save_bundle
 from pneumobatch.tables import Status
-
-JPEG = b"\xff\xd8"
-"""What a JPEG's bytes begin with."""
 
 
 def device(use_gpu: bool | None) -> torch.device:
@@ -125,8 +122,8 @@ def decode_accelerator(request: Request, ready: Ready) -> Facts:
     The pipeline does without: its films would differ from those that CPUs decode in the last digits.
     """
     size, where = model(request)[1].preprocessing.image_size, device(request.job.screening.use_gpu)
-    read = [data for uri in request.uris if isinstance(data := fetch.fetch(uri), bytes) and data[:2] == JPEG]
-    films = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in read]
+    read = [data for uri in request.uris if isinstance(data := fetch.fetch(uri), bytes)]
+    films = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in read if headers.sniff(data) == "jpeg"]
     batch = request.job.screening.batch_size
 
     def decoded(part: list[torch.Tensor]) -> torch.Tensor:
