@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pneumobatch.archive import fetch
 from pneumobatch.archive.films import FilmDecoder
 from pneumobatch.bench.processes import Request
 from pneumobatch.models import bundle as bundles
@@ -37,6 +38,14 @@ def repeated(request: Request, images: int) -> pa.Table:
     """So many catalogue rows from the request's films, with ids of their own."""
     ids = [f"{number:032x}" for number in range(images)]
     return pa.table({"image_id": ids, "uri": list(islice(cycle(request.uris), images))})
+
+
+def content(uri: str) -> bytes:
+    """Reads a film that could be read when the bench began."""
+    data = fetch.fetch(uri)
+    if isinstance(data, OSError):
+        raise RuntimeError("archive.uri: a film cannot be read any more; start again when nothing changes the archive")
+    return data
 
 
 def steady(arrivals: list[tuple[float, int]], in_flight: int) -> float | None:

@@ -17,22 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pneumobatch.archive import fetch
 from pneumobatch.archive.pixels import decode
-from pneumobatch.bench.basics import STEADY_BLOCKS, Facts, Ready, model, rates, repeated
+from pneumobatch.bench.basics import STEADY_BLOCKS, Facts, Ready, content, model, rates, repeated
 from pneumobatch.bench.measurements import device, network_of
 from pneumobatch.bench.processes import Request
 from pneumobatch.models.weights import load_network
 
 PLAIN_BATCH = 32
 """Images a batch of the plain loop."""
-
-
-def _bytes(uri: str) -> bytes:
-    data = fetch.fetch(uri)
-    if isinstance(data, OSError):  # it could be read when the bench began
-        raise RuntimeError("archive.uri: a film cannot be read any more; start again when nothing changes the archive")
-    return data
 
 
 class _Films(Dataset[Tensor]):
@@ -46,13 +38,13 @@ class _Films(Dataset[Tensor]):
         return len(self.uris)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture: Tensor = self.transform(Image.open(io.BytesIO(_bytes(self.uris[index]))).convert("RGB"))
+        picture: Tensor = self.transform(Image.open(io.BytesIO(content(self.uris[index]))).convert("RGB"))
         return picture
 
 
 def _opens(uri: str) -> bool:
     try:
-        Image.open(io.BytesIO(_bytes(uri))).close()
+        Image.open(io.BytesIO(content(uri))).close()
     except UnidentifiedImageError:  # PIL reads no DICOM; the plain loop does without it
         return False
     return True
@@ -99,7 +91,7 @@ def tuned(request: Request, ready: Ready) -> Facts:
         pictures = []
         for uri in uris:
             film = decode(
-                _bytes(uri), uri, size, max_pixels=config.archive.max_pixels, gate=config.screening.gate, ages=ages
+                content(uri), uri, size, max_pixels=config.archive.max_pixels, gate=config.screening.gate, ages=ages
             )
             pictures.append(film.pixels)
         return torch.from_numpy(np.stack(pictures))

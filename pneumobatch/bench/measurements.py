@@ -10,8 +10,8 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pneumobatch import storage, tables
-from pneumobatch.archive import catalog, fetch, headers
-from pneumobatch.bench.basics import Facts, Ready, decoder_of, model, repeated
+from pneumobatch.archive import catalog, headers
+from pneumobatch.bench.basics import Facts, Ready, content, decoder_of, model, repeated
 from pneumobatch.bench.processes import Request
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware, scoring
@@ -51,7 +51,7 @@ def _backbone(request: Request) -> tuple[str, Bundle]:
 def packing(request: Request, _: Ready) -> Facts:
     """Packs the films into a Parquet archive in the output folder."""
     column, uri = request.job.archive.bytes_column, storage.join(request.job.output.uri, "films.parquet")
-    films = pa.table({column: pa.array([fetch.fetch(uri) for uri in request.uris], pa.large_binary())})
+    films = pa.table({column: pa.array([content(uri) for uri in request.uris], pa.large_binary())})
     pq.write_table(films, uri, row_group_size=64)
     return {"uris": [f"{uri}#{column}#{row}" for row in range(len(films))]}
 
@@ -122,7 +122,7 @@ def decode_accelerator(request: Request, ready: Ready) -> Facts:
     The pipeline does without: its films would differ from those that CPUs decode in the last digits.
     """
     size, where = model(request)[1].preprocessing.image_size, device(request.job.screening.use_gpu)
-    read = [data for uri in request.uris if isinstance(data := fetch.fetch(uri), bytes)]
+    read = [content(uri) for uri in request.uris]
     films = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in read if headers.sniff(data) == "jpeg"]
     batch = request.job.screening.batch_size
 
