@@ -47,10 +47,30 @@ def test_the_plain_loop_does_the_networks_work_and_says_what_it_leaves_out(
     facts = loops.plain(request(str(bundle), films), lambda: None)
     assert facts["left_out"] == 1
     assert facts["rate"] > 0
-    assert len(seen) == 2 * 3  # twice a batch
+    assert len(seen) == 2 * 12  # twice a batch
     assert torch.equal(seen[1], seen[0].flip(3))
     assert seen[0].mean((1, 2, 3)).abs().max() < 1e-4
     assert seen[0].std((1, 2, 3)).sub(1).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_plain_loop_is_measured_while_its_workers_read_and_keeps_to_its_cpus(
+    bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(loops, "rates", lambda _, arrivals, ahead: taken.append((len(arrivals), ahead)) or {})
+    monkeypatch.setattr(loops, "PLAIN_BATCH", 2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        asked = request(bundle_uri, films_of(tmp_path)[:1])
+        loops.plain(asked, lambda: taken.append(torch.get_num_threads()))
+    finally:
+        torch.set_num_threads(threads)
+    used, (batches, ahead) = taken
+    assert used == asked.threads == 1
+    assert ahead == 2  # a DataLoader's worker reads two batches ahead
+    assert batches // 6 >= ahead  # `steady` leaves them out
 
 
 def test_an_archive_that_changes_meanwhile_is_named_and_its_films_are_not(bundle_uri: str, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ every command, as they are and, where they are Parquet, as the values they hold.
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,14 @@ def write_archive(folder: Path, planted: Planted) -> list[Dataset]:
     return good
 
 
+def finder(needles: list[bytes]) -> Callable[[bytes], set[bytes]]:
+    """Finds which of the needles a text holds: those that were numbered, some thousands, in one pass."""
+    numbered = re.compile(rb"Zq\d{5}Wx|73190\d{5}")
+    others = [needle for needle in needles if not numbered.fullmatch(needle)]
+    known = set(needles)
+    return lambda text: known.intersection(numbered.findall(text)).union(needle for needle in others if needle in text)
+
+
 def contents(root: Path) -> Iterator[tuple[str, bytes]]:
     """Every file below a folder, as it is; of Parquet also every value and the metadata."""
     for file in sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -228,7 +237,7 @@ def test_no_planted_identifier_is_anywhere(tmp_path: Path, bundle_uri: str, key:
         assert SITE_KEY.encode() in console[3]
         assert not any(row[name] for row in table for name in ("patient", "accession", "study", "instance"))
     needles = planted.needles() + ([KEY.encode()] if key else [])
+    search = finder(needles)
     planted_bytes = b"".join(data for _, data in contents(archive)) + labels.read_bytes()
-    assert sum(needle in planted_bytes for needle in needles) > 0.9 * len(needles)  # the search finds what is there
-    leaks = [(name, needle) for name, text in searched for needle in needles if needle in text]
-    assert leaks == []
+    assert len(search(planted_bytes)) > 0.9 * len(needles)  # the search finds what is there
+    assert {name: found for name, text in searched if (found := search(text))} == {}

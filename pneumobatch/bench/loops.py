@@ -51,7 +51,7 @@ def _opens(uri: str) -> bool:
 
 
 def plain(request: Request, ready: Ready) -> Facts:
-    """The loop that a user would write: Dataset, DataLoader with a worker a CPU, fp32, torch's own threads.
+    """The loop that a user would write: Dataset, DataLoader with a worker a CPU, fp32, a thread a CPU.
 
     Films that PIL cannot open (DICOM) are `left_out`, and the others repeated the more.
     """
@@ -59,8 +59,10 @@ def plain(request: Request, ready: Ready) -> Facts:
     opening = [uri for uri in request.uris if _opens(uri)]
     if not opening:
         raise ValueError("archive.uri: PIL opens none of the images, so there is no plain loop to compare with")
-    batch = PLAIN_BATCH
-    images = max(request.images, 3 * request.threads * batch)
+    torch.set_num_threads(request.threads)
+    batch, ahead = PLAIN_BATCH, 2 * request.threads  # batches that the workers have read before they are scored
+    # So many that what was read ahead is used up within what `steady` leaves out.
+    images = max(request.images, 6 * ahead * batch)
     films = repeated(request.model_copy(update={"uris": tuple(opening)}), images)["uri"].to_pylist()
     where = device(request.job.screening.use_gpu)
     network = load_network(uri, bundle).to(where)
@@ -72,7 +74,7 @@ def plain(request: Request, ready: Ready) -> Facts:
             torch.softmax(network(pictures.to(where)), 1)[:, 1].cpu()
             arrivals.append((time.perf_counter(), len(pictures)))
     left_out = float(len(request.uris) - len(opening))
-    return {**rates(started, arrivals, request.threads), "left_out": left_out}
+    return {**rates(started, arrivals, ahead), "left_out": left_out}
 
 
 def tuned(request: Request, ready: Ready) -> Facts:

@@ -20,6 +20,8 @@ from pneumobatch.models import hardware
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pydantic", "numpy", "pillow", "pydicom", "duckdb", "safetensors")
 SCORER_BYTES = 2**30
 """Memory that a scoring process needs, about."""
+REFUSED_STORE = 10**10
+"""Bytes above which Ray refuses an object store that /dev/shm cannot hold; a smaller one it lays on the disk."""
 
 
 def software(_: Job) -> Findings:
@@ -71,19 +73,21 @@ def memory(job: Job) -> Findings:
         yield Finding("memory", f"{text}; {workers} scorers need about 1 GiB each", "note", f"--cluster.num_cpus {fit}")
     else:
         yield Finding("memory", text)
+    if _address(job):
+        return
     store = cluster.object_store_bytes(job.cluster)
     shared = Path("/dev/shm")  # noqa: S108  # where Ray keeps its object store
     space = shutil.disk_usage(shared).free if shared.is_dir() else 0
     text = f"object store {gib(store)}, /dev/shm has {gib(space)}"
-    if _address(job):
-        return
-    if space < store:
-        remedy = (
-            f"enlarge /dev/shm (docker: --shm-size) or --cluster.object_store_gb {max(0.1, 0.9 * space / 2**30):.1f}"
-        )
-        yield Finding("object store", f"{text}: Ray will use the disk instead", "note", remedy)
-    else:
+    if space >= store:
         yield Finding("object store", text)
+        return
+    fits = int(9 * space / 2**30) / 10
+    remedy = "enlarge /dev/shm (docker: --shm-size)" + (f" or --cluster.object_store_gb {fits}" if fits else "")
+    if store > REFUSED_STORE and not os.environ.get("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"):
+        yield Finding("object store", f"{text}: Ray will not start", "problem", remedy)
+    else:
+        yield Finding("object store", f"{text}: Ray will use the disk instead", "note", remedy)
 
 
 def accelerators(_: Job) -> Findings:

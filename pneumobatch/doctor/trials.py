@@ -150,7 +150,7 @@ def _dicom(grey: Any, syntax: str = "ExplicitVRLittleEndian", frame: bytes | Non
 
 def places(job: Job) -> Findings:
     """Where a job writes, and under which key."""
-    uri = job.output.uri
+    uri = job.output.uri.removeprefix("file://")
     try:
         _probe(uri)
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ def hardware_precision(device: str) -> Precision:
     if device == "cuda":
         import torch
 
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
 
 

@@ -176,9 +176,12 @@ def asha(trials: Sequence[Trial], earlier: Mapping[str, Mapping[str, Any]]) -> A
 
 
 def _cpus(job: Job, resources: cluster.Resources, *, gpu: bool) -> int:
-    """CPUs of a trial: its share, but never more than a node has, where it would wait for ever."""
-    at_once = max(resources.gpus, 1) * job.experiment.trials_per_gpu if gpu else job.experiment.concurrent
-    share = resources.cpus / at_once
+    """CPUs of a trial: its share, but never more than a node has, where it would wait for ever; on a
+    GPU its part of the CPUs beside it."""
+    if gpu:
+        at_once = job.experiment.trials_per_gpu
+        return max(int(min((n.cpus / (n.gpus * at_once) for n in resources.nodes if n.gpus), default=1)), 1)
+    share = resources.cpus / job.experiment.concurrent
     return max(int(min(share, max((node.cpus for node in resources.nodes), default=1))), 1)
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from pneumobatch.cluster import Node, Resources
-from pneumobatch.config import Screening
+from pneumobatch.config import Job, Screening
 from pneumobatch.screening.pipeline import pool
 from pneumobatch.training.fit import _cpus_per_worker
+from pneumobatch.training.tune import _cpus
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,21 @@ def test_scorers_follow_the_nodes(
     resources = Resources(tuple(Node(*node) for node in nodes), local)
     found = pool(Screening(scorers=scorers), resources, 20, gpu=gpu)
     assert (found.min_size, found.initial_size, found.max_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("nodes", "per_gpu", "gpu", "cpus"),
+    [
+        ([(16, 1)], 4, True, 4),
+        ([(4, 0)] * 8 + [(8, 1)], 4, True, 2),  # four of them fit the GPU's node
+        ([(64, 0), (64, 0), (8, 1)], 1, True, 8),  # CPUs of nodes without a GPU are none of a trial's
+        ([(16, 4), (8, 1)], 1, True, 4),
+        ([(2, 1)], 4, True, 1),
+        ([(4, 0)], 1, True, 1),  # its node is still to come
+        ([(8, 0), (8, 0)], 1, False, 8),
+        ([], 1, False, 1),
+    ],
+)
+def test_trials_fit_the_nodes(nodes: list[tuple[float, float]], per_gpu: int, gpu: bool, cpus: int) -> None:
+    job = Job.model_validate({"experiment": {"trials_per_gpu": per_gpu}})
+    assert _cpus(job, Resources(tuple(Node(*node) for node in nodes), local=False), gpu=gpu) == cpus

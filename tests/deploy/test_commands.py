@@ -112,6 +112,14 @@ def test_a_night_asks_for_every_cpu_that_its_cluster_may_have() -> None:
     assert words[words.index("--screening.scorers") + 1] == str(cpus)
 
 
+def test_a_training_on_a_cluster_at_rest_asks_for_its_gpus() -> None:
+    found = [words.values[0] for words in commands()]
+    trainings = [words for words in found if "train" in words[:2]]
+    assert {words[0] for words in trainings} == {"train", "submit"}
+    for words in trainings:
+        assert words[words.index("--training.use_gpu") + 1] == "true"
+
+
 def test_all_commands_were_found() -> None:
     found = [" ".join(words.values[0][:2]) for words in commands()]
     for wanted in (
