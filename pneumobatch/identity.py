@@ -18,6 +18,15 @@ CHUNK = 1 << 16
 """Values that are text of the interpreter's at a time."""
 
 
+def _key() -> bytes:
+    try:
+        return os.environ.get(SITE_KEY, "").encode()
+    except UnicodeEncodeError:  # raw random bytes, as of /dev/urandom
+        raise ValueError(
+            f"{SITE_KEY}: holds bytes that are no text; set plain characters, such as `openssl rand -hex 32` makes"
+        ) from None
+
+
 def has_key() -> bool:
     """Whether the environment has a site key."""
     return bool(os.environ.get(SITE_KEY))
@@ -30,7 +39,7 @@ def key_check() -> str:
 
 def keyed_hash(value: str) -> str:
     """HMAC-SHA-256 of a value under the site's key (an empty one where none is set), 128 bits as 32 hex digits."""
-    return hmac.digest(os.environ.get(SITE_KEY, "").encode(), value.encode(), "sha256").hex()[:32]
+    return hmac.digest(_key(), value.encode(), "sha256").hex()[:32]
 
 
 def keyed_hashes(values: pa.ChunkedArray, kind: str | None = None) -> pa.ChunkedArray:
@@ -41,7 +50,7 @@ def keyed_hashes(values: pa.ChunkedArray, kind: str | None = None) -> pa.Chunked
         kind: What it identifies, such as `accession` or `patient`: the same text of two kinds has two hashes, and
             white space around it does not count. None: the text alone, as for paths.
     """
-    key = os.environ.get(SITE_KEY, "").encode()
+    key = _key()
     head = f"{kind}:".encode() if kind else b""
 
     def hashes(chunk: pa.Array) -> Iterator[str | None]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import cli
+from pneumobatch.config import read_job
 
 
 def test_help_needs_neither_torch_nor_ray() -> None:
@@ -115,3 +116,33 @@ def test_catalog_writes_one_row_an_image_and_flags_win_over_the_file(
     for limit, copies in (("1999", 0), ("2000", 1)):  # what is too large is not read
         assert cli.run([*large, limit]) == 0
         assert f"{copies} byte-identical" in capsys.readouterr().out
+
+
+def test_a_job_file_is_not_taken_for_a_list_s_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["catalog", "--archive.uri", str(tmp_path), "--archive.exclude", "*.dcm", "job.toml"]) == 2
+    assert "job.toml: is taken for a value of the flag before it; name the job file right" in capsys.readouterr().err
+
+
+def test_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").write_bytes(b"1")
+    for name in ("[site]", "x[", "a :smile: b"):
+        output = f"{tmp_path}/{name}/]"
+        assert cli.run(["catalog", "--archive.uri", str(tmp_path / "films"), "--output.uri", output]) == 0
+        assert f"catalogue  {output}/catalog/catalog.parquet\n" in capsys.readouterr().out
+
+
+def test_a_site_key_of_raw_bytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    monkeypatch.setenv("PNEUMOBATCH_SITE_KEY", "\udcff\udcfe")
+    assert cli.run(["catalog", "--archive.uri", str(tmp_path), "--output.uri", str(tmp_path / "out")]) == 2
+    assert "PNEUMOBATCH_SITE_KEY: holds bytes that are no text" in capsys.readouterr().err
+
+
+def test_a_job_file_of_windows_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_bytes(b"\xef\xbb\xbf[training]\nepochs = 3\n")
+    assert read_job(tmp_path / "job.toml") == {"training": {"epochs": 3}}
+    with pytest.raises(ValueError, match=r"job\.toml/x: the job file cannot be read: Not a directory"):
+        read_job(tmp_path / "job.toml" / "x")

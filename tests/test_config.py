@@ -64,6 +64,8 @@ def test_relative_paths_mean_the_folder_of_the_start(monkeypatch: pytest.MonkeyP
     assert Job().output.uri == str(tmp_path / "outputs")
     with pytest.raises(ValueError, match=r"archive\.uri(?s:.*)a user whom this machine does not know"):
         Job.model_validate({"archive": {"uri": "~nobody-of-this-name/films"}})
+    with pytest.raises(ValueError, match="has one slash after s3:.*write s3://"):
+        Job.model_validate({"output": {"uri": "s3:/bucket/out"}})
     with pytest.raises(ValueError, match="is empty; name a folder, file or URI, or leave the key out"):
         Job.model_validate({"archive": {"uri": ""}})
 

@@ -31,6 +31,7 @@ _REGION_CODES = {
 OTHER = "OTHER"
 """A view or a body part by a code that is none of these."""
 _DAYS = {"Y": 365.25, "M": 30.4375, "W": 7.0, "D": 1.0}
+_DATES = ("PatientBirthDate", "StudyDate")
 _IDENTITIES = {
     "patient": "PatientID",
     "accession": "AccessionNumber",
@@ -93,8 +94,8 @@ def allowed(dataset: "Dataset") -> dict[str, str | int]:
         ("photometric", code(dataset, "PhotometricInterpretation"), r"[A-Z0-9_ ]{1,16}"),
     )
     found: dict[str, str | int] = {name: value for name, value, form in codes if re.fullmatch(form, value)}
-    if age := re.fullmatch(r"0*(\d{1,3}(?:\.\d*)?) ?([YMWD]?)", code(dataset, "PatientAge")):
-        found["age_years"] = min(int(float(age[1]) * _DAYS[age[2] or "Y"] / _DAYS["Y"]), 90)
+    if (years := _years(dataset)) is not None:
+        found["age_years"] = min(years, 90)
     if month := re.fullmatch(r"(\d{4})\.?(0[1-9]|1[0-2])\.?\d\d", code(dataset, "StudyDate")):
         found["study_month"] = f"{month[1]}-{month[2]}"
     if maker := " ".join(
@@ -102,6 +103,18 @@ def allowed(dataset: "Dataset") -> dict[str, str | int]:
     ):
         found["manufacturer"] = maker[:64]
     return found
+
+
+def _years(dataset: "Dataset") -> int | None:
+    """Whole years by PatientAge; where it is absent, by the date of birth at the study's: many objects have no age."""
+    if stated := code(dataset, "PatientAge"):
+        age = re.fullmatch(r"0*(\d{1,3}(?:\.\d*)?) ?([YMWD]?)", stated)
+        return age and int(float(age[1]) * _DAYS[age[2] or "Y"] / _DAYS["Y"])
+    born, studied = (re.fullmatch(r"(\d{4})\.?(\d\d)\.?(\d\d)", code(dataset, name)) for name in _DATES)
+    if not (born and studied):
+        return None
+    years = int(studied[1]) - int(born[1]) - (studied.groups()[1:] < born.groups()[1:])
+    return years if 0 <= years <= 130 else None
 
 
 def identities(dataset: "Dataset") -> dict[str, str]:

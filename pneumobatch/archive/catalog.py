@@ -53,7 +53,7 @@ def build(config: Archive, *, growing: bool = False) -> pa.Table:
         "bytes": entries["size"],
     }
     del entries
-    known = _known(config, paths, columns["image_id"], growing)
+    known = _known(config, paths, columns, growing)
     known = {name: values for name, values in known.items() if name in wanted}
     del paths
     unknown = pa.nulls(len(columns["image_id"]), pa.string())
@@ -99,17 +99,18 @@ def _format(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(EXTENSIONS.values()).take(chunk) for chunk in known.chunks], pa.string())
 
 
-def _known(config: Archive, paths: pa.ChunkedArray, ids: pa.ChunkedArray, growing: bool) -> dict[str, pa.ChunkedArray]:
+def _known(
+    config: Archive, paths: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray], growing: bool
+) -> dict[str, pa.ChunkedArray]:
     """Columns `label`, `patient` and those of which anything is known."""
     known = from_paths(paths, config.patients)
     if config.labels is not None:
         labels = LabelTable(config)
-        table = labels.find(paths, ids)
-        found = table.pop("found")
+        found, table = labels.find(paths, columns["image_id"], columns["uri"])
         if not (growing or labels.names_studies or pc.any(found).as_py()):
             raise ValueError(
                 f"archive.labels: {labels.uri}, column {labels.key}: no row fits an image of {config.uri}; it "
-                "must hold the path below the archive, the file name, or the image_id"
+                "must hold the path below the archive, the URI, the file name, or the image_id"
             )
         # The table decides on the label; a patient known only by the file name is still that patient.
         known["label"], stated = table.pop("label"), table.pop("patient")
@@ -125,8 +126,9 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
 
     Args:
         catalog: From `build`.
-        keep_uri: Keep the source paths; None: where every file is JPEG or PNG by its extension. Any other name (a UID,
-            no extension, a table of images) may be DICOM, and its folders name patients as well as it does.
+        keep_uri: Keep the source paths; None: where every file is JPEG or PNG by its extension, and none that was left
+            out is DICOM. Any other name (a UID, no extension, a table of images) may be DICOM, and its folders name
+            patients as well as it does.
 
     Returns:
         The same rows. A patient known from Kermany's public file names stays for JPEG and PNG, and is NULL for what may
@@ -135,7 +137,7 @@ def publishable(catalog: pa.Table, *, keep_uri: bool | None = None) -> pa.Table:
     """
     pictures = tables.known_pictures(catalog["format"])
     if keep_uri is None:
-        keep_uri = bool(pc.all(pictures).as_py())
+        keep_uri = bool(pc.all(pictures).as_py()) and not left_out.is_beside_dicom(catalog)
     patient, missing = catalog["patient"], pa.nulls(len(catalog), pa.string())
     named = pc.fill_null(pc.starts_with(patient, "kermany:"), False)
     hidden = keyed_hashes(pc.if_else(named, None, patient)) if has_key() else missing

@@ -97,7 +97,8 @@ def _read(
 def _ask(gate: Gate, ages: tuple[int, int] | None, dataset: "Dataset", known: Known) -> None:
     """Asks the domain gate; what is absent is accepted, and an age that cannot be read is none of those validated."""
     body_part, view = attributes.body_part(dataset), attributes.view(dataset)
-    age, age_stated = known.get("age_years"), attributes.code(dataset, "PatientAge")
+    age = known.get("age_years")
+    age_stated = age is not None or attributes.code(dataset, "PatientAge")
     if attributes.code(dataset, "PresentationIntentType") == "FOR PROCESSING":  # raw: greys not yet those of a film
         raise DomainError("for_processing", known)
     if body_part and body_part not in gate.body_parts:

@@ -50,7 +50,7 @@ def _group(texts: pa.ChunkedArray, pattern: str, name: str) -> pa.ChunkedArray:
 
 
 class LabelTable:
-    """A CSV or Parquet of labels, looked up by path below the archive, image_id, file name, or name without ending.
+    """Labels of a CSV or Parquet, by path below the archive, image_id, URI or file name (with or without ending).
 
     Raises:
         ValueError: It is missing, has not the columns that the job names, or holds a value that is no class.
@@ -83,12 +83,16 @@ class LabelTable:
         self._keys = table[self.key].take(backwards).combine_chunks()
         self._columns = pa.table(columns).take(backwards)
 
-    def find(self, paths: pa.ChunkedArray, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
-        """Returns what the table knows of each image, and `found`: whether it is in it at all."""
+    def find(
+        self, paths: pa.ChunkedArray, ids: pa.ChunkedArray, uris: pa.ChunkedArray
+    ) -> tuple[pa.ChunkedArray, dict[str, pa.ChunkedArray]]:
+        """Returns whether each image is in the table, and what the table knows of it."""
         rows = pc.index_in(paths, self._keys)
         if rows.null_count:
-            rows = pc.coalesce(rows, pc.index_in(ids, self._keys))
+            rows = pc.coalesce(rows, pc.index_in(ids, self._keys), pc.index_in(uris, self._keys))
+            spelled = pc.index_in(tables.one_spelling(paths), tables.one_spelling(self._keys))
+            rows = pc.coalesce(rows, pc.if_else(pc.is_in(spelled, pc.unique(rows.drop_null())), None, spelled))
             where = f"archive.labels: {self.uri}, column {self.key}"
             rows = pc.coalesce(rows, tables.rows_by_file_name(rows, paths, self._keys, where))
         known = self._columns.take(rows)
-        return {"found": pc.is_valid(rows), **{column: known[column] for column in known.column_names}}
+        return pc.is_valid(rows), {column: known[column] for column in known.column_names}

@@ -21,6 +21,7 @@ SCHEMA = pa.schema({"path": pa.string(), "uri": pa.string(), "size": pa.int64(),
 Aside = Callable[[pa.Array, pa.Array], pa.Array]
 """(paths below the archive, URIs) → bool: what is no entry."""
 
+_ROW = re.compile(r"(?<=\.parquet)#\d{9,}$")
 _ROWS = 1 << 16
 """Rows of a Parquet file that are read at a time."""
 
@@ -51,7 +52,8 @@ def entries(config: Archive, left_out: Counter[str]) -> Iterator[pa.RecordBatch]
     for batch in _all(config, config.uri, aside, left_out):
         keep = pc.invert(aside(batch["path"], batch["uri"]))
         if config.include != ("*",):
-            chosen = [bool(included.match(path)) for path in batch["path"].to_pylist()]
+            paths = batch["path"].to_pylist()  # a row of a Parquet file is taken by the file's name as well
+            chosen = [bool(included.match(path) or included.match(_ROW.sub("", path))) for path in paths]
             keep = pc.and_(keep, pa.array(chosen, pa.bool_()))
         yield _kept(batch, keep, left_out, "excluded")
 
@@ -96,6 +98,8 @@ def _all(config: Archive, uri: str, aside: Aside, left_out: Counter[str]) -> Ite
                 f"archive.uri: {uri} is a file; give a folder or prefix of images, a Parquet file, a manifest (Parquet "
                 f"or CSV), or the {inventory.NAME} of an S3 Inventory"
             )
+    elif re.match("(zip|tar|libarchive)://", uri):  # a member's path belongs before the ::, not behind it
+        raise ValueError(f"archive.uri: {uri} is a packed archive; unpack it, and give the folder")
     elif storage.is_folder(uri):
         yield from _folder(config, uri, aside, left_out)
     else:
@@ -199,9 +203,12 @@ def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         raise _damaged(uri) from None
 
 
+_LINES = csv.ParseOptions(newlines_in_values=True)
+
+
 def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
     try:
-        with storage.open_file(uri) as source, csv.open_csv(source) as reader:
+        with storage.open_file(uri) as source, csv.open_csv(source, parse_options=_LINES) as reader:
             names = reader.schema.names
         if config.uri_column not in names:
             raise _no_column(config, uri, names)
@@ -210,16 +217,21 @@ def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
             del kinds["size"]
         options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
         with storage.open_file(uri) as source:
-            yield from csv.open_csv(source, convert_options=options)
+            yield from csv.open_csv(source, parse_options=_LINES, convert_options=options)
     except pa.ArrowException:
-        raise ValueError(f"archive.uri: {uri} is no readable CSV table") from None
+        raise ValueError(
+            f"archive.uri: {uri} is no readable CSV table; save it as UTF-8, each row with as many cells as the first"
+        ) from None
 
 
 def _reads(uri: str, kinds: dict[str, pa.DataType]) -> bool:
     """Whether all cells of a CSV table's columns are of these types."""
     options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
     try:
-        with storage.open_file(uri) as source, csv.open_csv(source, convert_options=options) as reader:
+        with (
+            storage.open_file(uri) as source,
+            csv.open_csv(source, parse_options=_LINES, convert_options=options) as reader,
+        ):
             return all(len(batch) for batch in reader)
     except pa.ArrowInvalid:
         return False

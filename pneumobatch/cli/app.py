@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 EPILOGUE = (
     "Every verb takes a job file and flags; flags win over the file, the file over the defaults. A file may hold the "
-    "sections of other verbs too. Lists repeat their flag. Research use only; not a medical device."
+    "sections of other verbs too. Lists follow their flag or repeat it; the job file comes first. Research use only; "
+    "not a medical device."
 )
 
 app = cyclopts.App(
@@ -48,7 +49,8 @@ def show(*lines: "RenderableType") -> None:
     """Prints lines of text, unwrapped, and tables."""
     console = Console(highlight=False)
     for line in lines:
-        console.print(line, soft_wrap=isinstance(line, str))
+        text = isinstance(line, str)  # as it is: a path may hold what looks like markup
+        console.print(line, soft_wrap=text, markup=not text, emoji=not text)
 
 
 def sections_of(function: Callable[..., Any] | None) -> list[str]:

@@ -89,6 +89,12 @@ def _job_file(arguments: list[str]) -> Path | None:
     """The job file that a command line names, wherever it stands."""
     _, bound, _ = app.parse_args(arguments)
     file: Path | None = bound.arguments.get("job_file")
+    taken = (word for word in arguments if word.endswith(".toml") and not word.startswith(("-", "*")))
+    if file is None and (word := next(taken, None)):  # a list's flag takes all that follows it
+        raise ValueError(
+            f"{word}: is taken for a value of the flag before it; name the job file right after the verb, or write a "
+            f"value as --section.key={word}"
+        )
     return file
 
 

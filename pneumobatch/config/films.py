@@ -19,8 +19,8 @@ class Archive(Section):
     exclude: tuple[str, ...] = ()
     """Glob patterns on the path below the archive; a file is left out when any of them fits."""
     key_column: str | None = None
-    """Column of `labels` that names the image: by its path below the archive, its file name (with or without ending),
-    or its image_id. Default: the first of uri, image_id, path, file, filename, image, name that is there."""
+    """Column of `labels` that names the image: by its path below the archive, its URI, its file name (with or without
+    ending), or its image_id. Default: the first of uri, image_id, path, file, filename, image, name that is there."""
     label_column: str = "label"
     """Column of `labels` with the class: 1/0, PNEUMONIA/NORMAL, true/false; empty or `pending` is unknown."""
     patient_column: str = "patient"

@@ -115,10 +115,12 @@ def read_job(path: Path) -> dict[str, Any]:
         ValueError: The file is missing or no TOML; the message names it.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows puts a mark before it
     except FileNotFoundError:
         raise ValueError(f"{path}: no such job file; give the path of a TOML file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder; give the path of a TOML job file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: the job file cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML job file: {error}") from None

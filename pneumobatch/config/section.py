@@ -1,6 +1,7 @@
 """What all sections share: their base, and the kinds of values in them."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -21,6 +22,8 @@ def absolute(uri: str) -> str:
         raise ValueError("is empty; name a folder, file or URI, or leave the key out")
     if "://" in uri:
         return without_password(uri)
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/", uri):
+        raise ValueError(f"has one slash after {found[1]}:, which would be a folder here; write {found[1]}://")
     try:
         # Not Path.resolve: a link to an archive is a name that its user chose.
         return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100

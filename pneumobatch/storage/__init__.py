@@ -199,6 +199,12 @@ def read_cells(uri: str) -> pa.Table:
         data = read_bytes(uri)
     except FileNotFoundError:
         raise ValueError(f"{uri}: no such file; give a CSV or Parquet table of labels") from None
+    except OSError as error:
+        if not error.filename:  # a store's, which says all
+            raise
+        raise ValueError(
+            f"{uri}: cannot be read: {error.strerror}; give a CSV or Parquet table of labels that this user may read"
+        ) from None
     try:
         if uri.lower().endswith((".parquet", ".pq")):
             table = pq.read_table(pa.BufferReader(data))
@@ -211,7 +217,9 @@ def read_cells(uri: str) -> pa.Table:
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(pa.BufferReader(data), parse_options=lines, convert_options=as_text)
     except (pa.ArrowException, OSError):
-        raise ValueError(f"{uri}: not a readable CSV or Parquet table") from None
+        raise ValueError(
+            f"{uri}: not a readable CSV or Parquet table; save CSV as UTF-8, each row with as many cells as the first"
+        ) from None
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise ValueError(f"{uri}: two columns are called {twice[0]}; rename one")
     texts = {name: _text(table[name]) for name in table.column_names}

@@ -4,6 +4,7 @@ obstore's listing is not used: it cannot pass a key with an empty part (a//b), a
 """
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -24,6 +25,7 @@ PART = 16 << 20
 """Bytes in a part of a large upload; what has four parts is sent in parts."""
 SLOWEST = 1 << 20
 """Bytes a second: a request that sends more than STALL of these may take longer."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 FEW = 8
 """A prefix whose first page lies in so few folders has large ones: they are listed side by side."""
 
@@ -44,7 +46,7 @@ def get(path: str, limit: int | None) -> bytes:
     parts = key.split("/")
     if "." in parts or ".." in parts:
         raise OSError("an object whose key has a part . or .. cannot be asked for: clients would take it for a way")
-    if "" in parts:
+    if "" in parts or _CONTROL.search(key):
         return _get_by_boto3(bucket, key, limit)  # obstore cannot name it
     store = cached(bucket_store, bucket, STALL, 0)
 

@@ -50,6 +50,11 @@ def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     return pa.chunked_array([classes.take(spelled.indices)])
 
 
+def one_spelling(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Names in the one way of writing them: systems compose ü or not, and exports pad cells."""
+    return pc.utf8_normalize(pc.utf8_trim_whitespace(texts), form="NFC")
+
+
 def rows_by_file_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.Array, where: str) -> pa.ChunkedArray:
     """Finds the rows of a label table that name images by their file names, with or without ending.
 
@@ -67,7 +72,8 @@ def rows_by_file_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.A
     """
     names = pc.if_else(pc.is_null(exact), pc.replace_substring_regex(paths, r"(?s)^.*/", ""), None)
     stems = pc.replace_substring_regex(names, r"(?s)\.[^.]*$", "")
-    hits = (pc.index_in(texts, keys, skip_nulls=True) for texts in (names, stems))
+    keys = one_spelling(keys)
+    hits = (pc.index_in(one_spelling(texts), keys, skip_nulls=True) for texts in (names, stems))
     # A row that names an image in full names no other that is called so in another folder.
     used = pc.unique(exact.drop_null())
     found = pc.coalesce(*(pc.if_else(pc.is_in(rows, used), None, rows) for rows in hits))

@@ -151,3 +151,18 @@ def test_kermany(shared: Path) -> None:
     assert table["label"].to_pylist().count(1) == 3875
     assert table["patient"].null_count == 0
     assert len(table) - table["duplicate_of"].null_count == 26
+
+
+def test_paths_beside_excluded_dicom_files_are_not_written(folder: Path) -> None:
+    (folder / "film.dcm").write_bytes(b"1")
+    table = catalog.build(Archive(uri=str(folder), exclude=("*.dcm",)))
+    assert catalog.publishable(table)["uri"].null_count == len(table)
+    assert catalog.publishable(catalog.find_duplicates(table))["uri"].null_count == len(table)
+    assert catalog.publishable(table, keep_uri=True)["uri"].null_count == 0
+
+
+def test_the_name_of_a_parquet_file_chooses_its_rows(tmp_path: Path) -> None:
+    for name in ("2024-01", "2024-02"):
+        pq.write_table(pa.table({"bytes": [png(1), png(2)]}), tmp_path / f"{name}.parquet")
+    for include, exclude in (("*-01.parquet", ()), ("*-01*", ()), ("*", ("*-02.parquet",))):
+        assert len(catalog.build(Archive(uri=str(tmp_path), include=(include,), exclude=exclude))) == 2

@@ -146,6 +146,11 @@ def coded(value: str, scheme: str) -> list[Dataset]:
         ({"PatientAge": "4.5 y"}, None),
         ({"PatientAge": "62YR"}, "age"),  # stated, and not readable
         ({"PatientAge": "old"}, "age"),
+        ({"PatientAge": "", "PatientBirthDate": "19310217", "StudyDate": "20240301"}, "age"),
+        ({"PatientAge": None, "PatientBirthDate": "20180302", "StudyDate": "20240301"}, None),  # five until tomorrow
+        ({"PatientAge": None, "PatientBirthDate": "20180301", "StudyDate": "20240301"}, "age"),
+        ({"PatientAge": "003Y", "PatientBirthDate": "19000101", "StudyDate": "20240301"}, None),  # what is stated holds
+        ({"PatientAge": "", "PatientBirthDate": "20240302", "StudyDate": "20240301"}, None),  # not born
     ],
 )
 def test_the_domain_gate_names_its_rule(change: dict[str, Any], rule: str | None) -> None:

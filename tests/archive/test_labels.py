@@ -208,11 +208,50 @@ def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -
 
     wanted = [expected(path) for path in paths]
     table = LabelTable(Archive(uri="x", labels="memory://labels/l.csv"))
-    arguments = pa.chunked_array([paths]), pa.chunked_array([[f"id-of-{path}" for path in paths]])
+    arguments = [pa.chunked_array([[f"{head}{path}" for path in paths]]) for head in ("", "id-of-", "/archive/")]
     if len(set(named)) < len(named):
         with pytest.raises(ValueError, match="a file name fits several images"):
             table.find(*arguments)
         return
-    found = table.find(*arguments)
-    columns = (found[name].to_pylist() for name in ("found", "label", "patient", "sex"))
+    found, known = table.find(*arguments)
+    columns = (column.to_pylist() for column in (found, known["label"], known["patient"], known["sex"]))
     assert list(zip(*columns, strict=True)) == wanted
+
+
+def test_a_name_is_the_same_composed_or_padded(tmp_path: Path) -> None:
+    for name in ("Gro\u0308ße.png", "a/Gru\u0308n.png", "plain.png", "b/stem.png"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_bytes(png(1))
+    (tmp_path / "labels.csv").write_text("path,label\nGröße.png,1\nGrün.png,1\nplain.png ,0\n stem,0\n")
+    table = catalog.build(Archive(uri=str(tmp_path / "films"), labels=str(tmp_path / "labels.csv")))
+    assert {Path(row["uri"]).name[:2]: row["label"] for row in table.to_pylist()} == {
+        "Gr": 1, "pl": 0, "st": 0
+    }  # fmt: skip
+    assert table["label"].null_count == 0
+
+
+def test_a_row_that_names_a_film_names_no_other_that_is_spelled_alike(tmp_path: Path) -> None:
+    for folder in ("a", " a"):
+        (tmp_path / "films" / folder).mkdir(parents=True)
+        (tmp_path / "films" / folder / "1.png").write_bytes(png(1))
+    (tmp_path / "labels.csv").write_text("path,label\na/1.png,1\n")
+    table = catalog.build(Archive(uri=str(tmp_path / "films"), labels=str(tmp_path / "labels.csv")))
+    assert {Path(row["uri"]).parent.name: row["label"] for row in table.to_pylist()} == {"a": 1, " a": None}
+
+
+def test_a_manifest_may_be_its_own_table_of_labels(folder: Path) -> None:
+    manifest = folder.parent / "films.csv"
+    manifest.write_text(f"uri,label\n{folder}/other.png,1\nfilms/NORMAL/IM-0001-0001.png,0\n")
+    table = catalog.build(Archive(uri=str(manifest), labels=str(manifest)))
+    assert {Path(row["uri"]).name: row["label"] for row in table.to_pylist()} == {"other.png": 1, "IM-0001-0001.png": 0}
+
+
+@pytest.mark.parametrize(
+    "content", ["path;label\nMüller.png;1\n".encode("latin-1"), "path,label\na,1\n".encode("utf-16")]
+)
+def test_a_table_in_another_encoding_is_told_what_to_be(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"labels\.csv: not a readable CSV or Parquet table; save CSV as UTF-8"):
+        storage.read_cells(str(tmp_path / "labels.csv"))
+    with pytest.raises(ValueError, match="cannot be read: Is a directory; give a CSV or Parquet table"):
+        storage.read_cells(str(tmp_path))

@@ -1,6 +1,7 @@
 """Archives of Parquet: images in rows, and manifests of paths."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,16 @@ def test_a_file_named_like_a_row_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"2")
     table = catalog.build(Archive(uri=str(tmp_path)))
     assert list(fetch.fetch_many(table["uri"].to_pylist())) == [b"1", b"2"]
+
+
+def test_a_long_manifest_may_hold_reports_of_several_lines(tmp_path: Path) -> None:
+    rows = "".join(f'"a first line of the report\nand a second\n",s3://b/{i}.png\n' for i in range(40_000))
+    (tmp_path / "films.csv").write_text(f"report,uri\n{rows}")
+    assert len(catalog.build(Archive(uri=str(tmp_path / "films.csv"), roots=("s3://b",)))) == 40_000
+
+
+def test_a_packed_archive_is_refused_before_every_film_of_it_fails(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as packed:
+        packed.writestr("NORMAL/a.png", png(1))
+    with pytest.raises(ValueError, match=r"archive\.uri: zip://::.*is a packed archive; unpack it"):
+        catalog.build(Archive(uri=f"zip://::file://{tmp_path}/films.zip"))

@@ -13,11 +13,19 @@ from tests.storage.buckets import bucket, put_all
 def test_keys_are_taken_as_they_are(base: str) -> None:
     """Folder markers are no files, an empty part is a part, and a prefix ends with a slash."""
     client = boto3.session.Session().client("s3")
-    for key in ("base/a//b.png", "base/folder/", "base/", "base-evil/x.png", "base/ü +%41?#.png", "base/c.png"):
+    for key in (
+        "base/a//b.png",
+        "base/folder/",
+        "base/",
+        "base-evil/x.png",
+        "base/ü +%41?#.png",
+        "base/c.png",
+        "base/d\t.png",
+    ):
         client.put_object(Bucket=bucket(base), Key=key, Body=b"1" if key.endswith(".png") else b"")
     found = sorted(file.path for file in storage.list_files(base))
-    assert found == ["a//b.png", "c.png", "ü +%41?#.png"]
-    assert [storage.read_bytes(f"{base}/{path}") for path in found] == [b"1"] * 3
+    assert found == ["a//b.png", "c.png", "d\t.png", "ü +%41?#.png"]
+    assert [storage.read_bytes(f"{base}/{path}") for path in found] == [b"1"] * 4
     with pytest.raises(storage.TooLargeError):
         storage.read_bytes(f"{base}/a//b.png", limit=0)
     storage.delete(base)
