@@ -17,7 +17,7 @@ from pneumobatch.screening.budget import PASSING
 from pneumobatch.screening.runs import read_json
 from pneumobatch.tables import Status
 
-_KEY = ["image_id", "version", "status", "reason", "format"]
+_KEY = ["image_id", "version", "status", "reason", "duplicate_of", "format"]
 
 _LATEST = "SELECT * FROM done QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY night DESC) = 1"
 
@@ -65,7 +65,8 @@ def not_evaluated(output: str, records: Sequence[dict[str, Any]]) -> list[dict[s
 def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> pa.Table:
     """Returns the films that no published run of the model has taken as they are now: an anti-join, not a date.
 
-    A film is taken again when the object has changed (its version), or when it could not be read for a passing reason.
+    A film is taken again when the object has changed (its version), when it could not be read for a passing reason, or
+    when it is a copy whose original is taken again: its bytes may have no other row by now.
 
     Args:
         output: Output URI of the job.
@@ -85,9 +86,17 @@ def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> p
         connection.register("taken", pa.concat_tables([_DONE.empty_table().select(["image_id"]), *taken]))
         fresh = connection.sql(
             f"""
-            WITH settled AS (SELECT * FROM ({_LATEST}) WHERE NOT coalesce(list_contains(?, reason), false))
-            SELECT f.image_id FROM films f LEFT JOIN settled s USING (image_id)
-            WHERE (s.image_id IS NULL OR s.version <> f.version) AND image_id NOT IN (SELECT image_id FROM taken)
+            WITH latest AS ({_LATEST}),
+            settled AS (SELECT * FROM latest WHERE NOT coalesce(list_contains(?, reason), false)),
+            changed AS (
+                SELECT f.image_id FROM films f LEFT JOIN settled s USING (image_id)
+                WHERE s.image_id IS NULL OR s.version <> f.version
+            ), copies AS (
+                SELECT c.image_id FROM latest c SEMI JOIN films USING (image_id)
+                JOIN latest o ON c.duplicate_of = o.image_id
+                WHERE o.night > c.night OR o.image_id IN (FROM changed)
+            )
+            SELECT image_id FROM (FROM changed UNION FROM copies) WHERE image_id NOT IN (FROM taken)
             """,  # noqa: S608 - all of it is written here
             params=[list(PASSING)],
         ).to_arrow_table()

@@ -1,13 +1,15 @@
 """A run on disk, without an engine: films are scored by this hand, and the run stages, checks and publishes them."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pneumobatch import storage
@@ -35,15 +37,17 @@ def start(bundle_uri: str, tmp_path: Path) -> Callable[[], Run]:
     return begun
 
 
-def score(run: Run, probability: float | None = 0.25) -> None:
-    """Stages a row for every film, as a scorer would."""
+def score(run: Run, probability: float | None = 0.25, copies: Mapping[str, str] = {}) -> None:
+    """Stages a row for every film, as a scorer would; `copies` have the bytes of another film."""
     now = datetime.now(UTC)
     told = {
         "status": "scored", "reason": None, "format": "png", "patient": None, "probability": probability,
         "scored_at": now,
     }  # fmt: skip
     films = run.films.select(["image_id", "version"]).to_pylist()
-    rows = [film | told | {"sha256": film["image_id"]} for film in films]
+    ids = dict(zip((uri.rsplit("/", 1)[-1] for uri in run.films["uri"].to_pylist()), films, strict=True))
+    same = {ids[copy]["image_id"]: ids[original]["image_id"] for copy, original in copies.items()}
+    rows = [film | told | {"sha256": same.get(film["image_id"], film["image_id"])} for film in films]
     kinds = {"reason": pa.string(), "patient": pa.string(), "probability": pa.float64()}
     table = pa.Table.from_pylist(rows)
     for name, kind in kinds.items():
@@ -115,6 +119,30 @@ def test_what_another_version_staged_is_not_taken_up(start: Callable[[], Run], m
     publish(run)
     run.refresh()  # what is published is published
     assert run.record
+
+
+def test_a_copy_is_taken_again_with_its_original(start: Callable[[], Run], tmp_path: Path) -> None:
+    """Its bytes may have no other row by now, and its original's probability is another film's."""
+    archive = tmp_path / "in"
+    shutil.copy(archive / "0.png", archive / "3.png")
+    run = start()
+    score(run, copies={"3.png": "0.png"})
+    assert publish(run)["counts"]["duplicate"] == 1
+    out, model = str(tmp_path / "out"), run.bundle.model_id
+
+    def new() -> list[str]:
+        films = ledger.new(out, model, catalog.build(run.job.archive), [])
+        return [uri.rsplit("/", 1)[-1] for uri in films["uri"].to_pylist()]
+
+    assert new() == []
+    write(archive, "0.png", 77)
+    assert new() == ["0.png", "3.png"]
+    again = Run(run.job, run.bundle, "again")
+    films = catalog.build(run.job.archive)
+    again.begin(films.filter(pc.ends_with(films["uri"], "0.png")))  # as an older version would
+    score(again)
+    publish(again)
+    assert new() == ["3.png"]
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
