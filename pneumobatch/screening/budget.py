@@ -24,16 +24,15 @@ class Budget(NamedTuple):
     config: Screening
     found: Predictions
 
-    @property
-    def allowed(self) -> float:
-        """Films that may fail."""
-        return max(self.config.failure_budget * self.found.rows, self.config.failures_allowed)
+    def allowed(self, excused: int = 0) -> float:
+        """Films that may fail of those that count: what is excused makes no room for others."""
+        return max(self.config.failure_budget * (self.found.rows - excused), self.config.failures_allowed)
 
     def over(self, excused: int = 0) -> bool:
         """Whether too many failed, when so many of them do not count."""
-        failures = self.found.count(Status.FAILED) - excused
+        failures, counted = self.found.count(Status.FAILED) - excused, self.found.rows - excused
         # Where nothing could be read at all, no share of it is a success.
-        return failures > (self.config.failures_allowed if failures == self.found.rows - excused else self.allowed)
+        return failures > (self.config.failures_allowed if failures == counted else self.allowed(excused))
 
     def excused(self, tried: pa.ChunkedArray, there: pa.ChunkedArray, accepted: pa.ChunkedArray) -> int:
         """Films that failed and do not count: as an earlier run has published, or mended by taking them away.
@@ -58,7 +57,7 @@ class Budget(NamedTuple):
         passing = pc.is_in(rows["reason"], pa.array(PASSING))
         known = pc.and_(passing, among(accepted))
         gone = pc.and_not(pc.and_not(among(tried), among(there)), known)
-        vanished = min(number(pc.and_(gone, passing)), int(self.allowed))
+        vanished = min(number(pc.and_(gone, passing)), int(self.allowed(number(known))))
         return number(known) + number(pc.and_not(gone, passing)) + vanished
 
     def told(self) -> str:

@@ -4,11 +4,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pneumobatch import cluster
+from pneumobatch import cluster, storage
+from pneumobatch.config import Screening
 from pneumobatch.screening import ledger
+from pneumobatch.screening.budget import Budget
 from pneumobatch.screening.nightly import night
+from pneumobatch.screening.reconcile import Predictions
 from tests.screening.nights import job, names, rows, write
 
 pytestmark = pytest.mark.engine
@@ -101,3 +105,18 @@ def test_what_failed_within_the_budget_does_not_fail_the_nights_after_it(
     write(tmp_path, "nowhere.png", 9)
     mended = night(job(tmp_path, bundle_uri, failure_budget=0.2)).records[-1]
     assert mended["counts"]["scored"] == 1
+
+
+def test_what_is_excused_makes_no_room_for_other_failures() -> None:
+    """200 films that an earlier night accepted as missing, and 11 new ones of which 10 are corrupt."""
+    ids = pa.chunked_array([[str(n) for n in range(211)]])
+    status = ["failed"] * 210 + ["scored"]
+    table = pa.table(
+        {"image_id": ids, "status": status, "reason": ["missing"] * 200 + ["corrupt"] * 10 + [None],
+         "probability": pa.array([None] * 210 + [0.5], pa.float64())}
+    )  # fmt: skip
+    budget = Budget(Screening(), Predictions.read(storage.encode(table)))
+    excused = budget.excused(ids, ids, ids.slice(0, 200))
+    assert excused == 200
+    assert budget.over(excused)
+    assert not budget._replace(config=Screening(failures_allowed=10)).over(excused)
