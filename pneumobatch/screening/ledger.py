@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pneumobatch import storage, tables
 from pneumobatch.archive import left_out
+from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.screening.budget import PASSING
 from pneumobatch.screening.runs import read_json
 from pneumobatch.tables import Status
@@ -29,6 +30,23 @@ def published(output: str) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(16) as pool:
         records = [record for record in pool.map(read_json, uris) if record and record.get("verb") == "screen"]
     return sorted(records, key=lambda record: str(record["finished_at"]))
+
+
+def require_site_key(records: Sequence[dict[str, Any]]) -> None:
+    """Refuses to work under another site key than the output's last run, which knew every film by other ids.
+
+    Args:
+        records: All published runs, oldest first.
+
+    Raises:
+        ValueError: It is another key, or none.
+    """
+    known = [record for record in records if "site_key" in record]
+    if known and known[-1]["site_key"] != key_check():
+        raise ValueError(
+            f"{SITE_KEY} is not what it was when {known[-1]['run_id']} was published, so every film would count as a "
+            "new one; set it as it was (not at all, if it was not), or give another output.uri"
+        )
 
 
 def unfinished(output: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from pneumobatch.cluster import NoWorkerError
 from pneumobatch.config import Job
 from pneumobatch.evaluation.evaluate import Result, evaluate
 from pneumobatch.evaluation.labels import require_joinable
-from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.progress import say
 from pneumobatch.screening import gauges, ledger, runs
@@ -45,7 +44,7 @@ def night(job: Job) -> Night:
     # Of the model alone: a night that spells the archive in another way takes the same films.
     with lease.hold(job.output.uri, f"nightly-{bundle.model_id}") as held:
         published = ledger.published(job.output.uri)
-        _check_site_key(published)
+        ledger.require_site_key(published)
         films = catalog.build(job.archive, growing=True)
         require_joinable(films, job)
         tonight = _tonight(job, bundle)
@@ -66,20 +65,6 @@ def night(job: Job) -> Night:
         except NoWorkerError as error:  # the results are written, and the table of drift among them
             say(f"drift was not told to the cluster's metrics: {error}")
     return Night(records, result, unpublished)
-
-
-def _check_site_key(published: list[dict[str, Any]]) -> None:
-    """Refuses a night under another site key than the output's last run, which knew every film by other ids.
-
-    Raises:
-        ValueError: It is another key, or none.
-    """
-    known = [record for record in published if "site_key" in record]
-    if known and known[-1]["site_key"] != key_check():
-        raise ValueError(
-            f"{SITE_KEY} is not what it was when {known[-1]['run_id']} was published, so every film would count as a "
-            "new one; set it as it was (not at all, if it was not), or give another output.uri"
-        )
 
 
 def _tonight(job: Job, bundle: bundles.Bundle) -> Run:

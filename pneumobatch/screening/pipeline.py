@@ -21,6 +21,7 @@ from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware
 from pneumobatch.progress import say, track
+from pneumobatch.screening import ledger
 from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
 
@@ -59,7 +60,10 @@ def screen(job: Job) -> dict[str, Any]:
         return already(run)
     with lease.hold(job.output.uri, run.run_id) as held:
         run.refresh()  # another start may have published it while this one waited
-        return already(run) if run.record else finish(run, uri, catalog.build(job.archive), held)
+        if run.record:
+            return already(run)
+        ledger.require_site_key(ledger.published(job.output.uri))
+        return finish(run, uri, catalog.build(job.archive), held)
 
 
 def already(run: Run) -> dict[str, Any]:

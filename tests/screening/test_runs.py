@@ -14,8 +14,9 @@ import pytest
 
 from pneumobatch import storage
 from pneumobatch.archive import catalog
+from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
-from pneumobatch.screening import ledger, runs
+from pneumobatch.screening import ledger, pipeline, runs
 from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
 from pneumobatch.screening.verify import verify
@@ -143,6 +144,20 @@ def test_a_copy_is_taken_again_with_its_original(start: Callable[[], Run], tmp_p
     score(again)
     publish(again)
     assert new() == ["3.png"]
+
+
+def test_a_plain_run_under_another_site_key_is_refused(
+    start: Callable[[], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would publish every film under a second id, and the nights after it would be refused."""
+    monkeypatch.setenv(SITE_KEY, "the key")
+    run = start()
+    score(run)
+    publish(run)
+    monkeypatch.delenv(SITE_KEY)
+    with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was when run was published"):
+        pipeline.screen(job(tmp_path, run.job.screening.bundle or "", nightly=False, run_id="by-hand"))
+    assert len(ledger.published(str(tmp_path / "out"))) == 1
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
