@@ -105,8 +105,11 @@ def _same(pin: dict[str, Any], job: Job) -> bool:
 
 
 def _evaluated(job: Job, records: list[dict[str, Any]]) -> Result | None:
-    """Every night that no evaluation has seen leaves its lists, drift and report, tonight's last."""
-    result = None
+    """Every night that no evaluation has seen leaves its lists, drift and report; the last has seen all films.
+
+    That is mostly tonight's, but not where an older run was mended after tonight's was published.
+    """
+    result, records = None, sorted(records, key=lambda record: str(record["finished_at"]))
     for run_id in dict.fromkeys(record["run_id"] for record in records):
         options = job.evaluation.model_copy(update={"run_id": run_id, "scope": "model"})
         result = evaluate(job.model_copy(update={"evaluation": options}), explain)

@@ -120,3 +120,20 @@ def test_what_is_excused_makes_no_room_for_other_failures() -> None:
     assert excused == 200
     assert budget.over(excused)
     assert not budget._replace(config=Screening(failures_allowed=10)).over(excused)
+
+
+def test_a_night_that_is_mended_after_tonights_counts_in_what_is_told(
+    engine: cluster.Resources, bundle_uri: str, tmp_path: Path, calendar: Callable[[int], None]
+) -> None:
+    archive = tmp_path / "in"
+    write(archive, "0.png", 0)
+    (archive / "bad.png").write_bytes(b"")
+    assert night(job(tmp_path, bundle_uri)).unpublished
+    calendar(2)
+    write(archive, "1.png", 1)
+    assert night(job(tmp_path, bundle_uri)).unpublished
+    write(archive, "bad.png", 2)
+    mended = night(job(tmp_path, bundle_uri))
+    assert mended.unpublished == []
+    assert mended.result is not None
+    assert (mended.result.runs, mended.result.summary["scored"][0].as_py()) == (2, 3)
