@@ -68,7 +68,7 @@ def evaluate(job: Job, explain: Explain | None = None) -> Result:
         ValueError: There is no such run, or labels and predictions do not fit together.
     """
     record, predictions, runs = load(job)
-    predictions = with_known_labels(predictions, job)
+    predictions = _publishable(with_known_labels(predictions, job), record, job)
     bundle = find_bundle(record)
     summary = summarise(predictions, job.evaluation, record, bundle.prevalence)
     own = predictions.filter(pc.equal(predictions["run_id"], record["run_id"]))
@@ -96,18 +96,34 @@ def evaluate(job: Job, explain: Explain | None = None) -> Result:
     if explained.masking is not None:
         place = storage.join(job.output.uri, "masking", model, evaluated)
         masking_uri, _ = keep(place, explained.masking, "measured_at")
-    review_uri = storage.join(job.output.uri, "review", model, _date(record), f"{record['run_id']}.parquet")
-    storage.write_table(review_uri, review)
     findings = Findings(
         predictions, summary, runs, rows["probability"], reference, measured, review, disagreeing, _history(bundle),
         bundle.content.get("uncertain"), explained,
     )  # fmt: skip
     report_uri = write_report(job.output.uri, record, findings, job.evaluation)
+    # Last: by it a later night knows that this one was evaluated to its end (`ledger.not_evaluated`).
+    review_uri = storage.join(job.output.uri, "review", model, _date(record), f"{record['run_id']}.parquet")
+    storage.write_table(review_uri, review)
     return Result(
         record["run_id"], job.evaluation.scope, runs, version, new, summary, statuses(predictions), measured,
         reference.missing, len(review), len(disagreeing), explained, summary_uri, report_uri, drift_uri, review_uri,
         discrepancies_uri, masking_uri,
     )  # fmt: skip
+
+
+def _publishable(predictions: pa.Table, record: Record, job: Job) -> pa.Table:
+    """Takes the paths out of films of earlier runs that might still write theirs, where this run must not.
+
+    They have joined labels by then; what looks into the network finds the films by a listing.
+    """
+    keep = job.output.keep_source_uri
+    if keep is None:
+        keep = record.get("config", {}).get("output", {}).get("keep_source_uri")
+    dicom = record.get("beside_dicom") or "dicom" in predictions["format"].unique().to_pylist()
+    if keep or (keep is None and not dicom):
+        return predictions
+    place = predictions.column_names.index("uri")
+    return predictions.set_column(place, "uri", pa.nulls(len(predictions), pa.string()))
 
 
 def _date(record: Record) -> str:

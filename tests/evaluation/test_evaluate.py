@@ -208,3 +208,31 @@ def test_no_raw_identifier_of_a_label_table_is_written(site, without_paths, monk
             if path.suffix == ".parquet":
                 content += str(pq.read_table(path, partitioning=None).to_pydict()).encode()
             assert b"uirrell" not in content.lower() and b"ACC1" not in content, path
+
+
+@pytest.mark.parametrize("later", [{"config": {"output": {"keep_source_uri": False}}}, {"beside_dicom": True}])
+def test_paths_of_earlier_runs_stay_behind_where_the_run_must_not_write_them(
+    tmp_path, predictions, record, publish, later
+):
+    pictures = predictions.set_column(
+        predictions.column_names.index("format"), "format", pa.array(["png"] * len(predictions))
+    ).cast(predictions.schema)
+    publish(tmp_path / "out", pictures, record, "first", "2026-10-01")
+    publish(tmp_path / "out", pictures.slice(0, 0), record | later, "second", "2026-10-02")
+    result = run(tmp_path, scope="model")
+    assert result.disagreeing and result.run_id == "second"
+    for uri in (result.discrepancies_uri, result.review_uri):
+        assert "Doe_Jane" not in str(storage.read_table(uri).to_pylist())
+    assert b"Doe_Jane" not in (tmp_path / "out" / "reports" / "second" / "index.html").read_bytes()
+    assert "Doe_Jane" in str(storage.read_table(run(tmp_path, run_id="first").discrepancies_uri).to_pylist())
+
+
+def test_an_evaluation_that_is_killed_at_its_report_is_not_taken_for_a_whole_one(site, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pneumobatch.evaluation.evaluate.write_report", killed)
+        run(site)
+    assert not (site / "out" / "review").exists()  # by which `screening.ledger.not_evaluated` knows it
+    assert run(site).review_uri
