@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,12 +50,16 @@ def load(job: Job) -> Run:
     records = [*earlier, record] if job.evaluation.scope == "model" else [record]
     files = [storage.join(job.output.uri, path) for item in records for path in item["predictions"]]
     kept: list[NDArray[np.bool_]] | None = None
-    if len(records) > 1:
-        kept = _latest([storage.read_table(uri, ["image_id"])["image_id"] for uri in files])
-    parts = []
-    for i, uri in enumerate(files):
-        part = _read(uri, COLUMNS, subgroups=True)
-        parts.append(part if kept is None else part.filter(pa.array(kept[i])))
+    # Side by side: a few years of nights are a thousand files, of which a store's each takes some answers.
+    with ThreadPoolExecutor(8) as pool:
+        if len(records) > 1:
+            kept = _latest(list(pool.map(lambda uri: storage.read_table(uri, ["image_id"])["image_id"], files)))
+
+        def latest(i: int) -> pa.Table:
+            part = _read(files[i], COLUMNS, subgroups=True)
+            return part if kept is None else part.filter(pa.array(kept[i]))
+
+        parts = list(pool.map(latest, range(len(files))))
     if not parts:
         parts = [pa.schema([tables.prediction_schema([]).field(name) for name in COLUMNS]).empty_table()]
     return Run(record, pa.concat_tables(parts, promote_options="permissive").unify_dictionaries(), len(records))
@@ -106,7 +111,8 @@ def _record(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         places = [named]
     else:
         places = [storage.join(runs, f.path) for f in storage.list_files(runs) if f.path.endswith(".json")]
-    records = {place: _json(place) for place in places}
+    with ThreadPoolExecutor(16) as pool:
+        records = dict(zip(places, pool.map(_json, places), strict=True))
     screened = {place: record for place, record in records.items() if record.get("verb") == "screen"}
     if not wanted and not screened:
         raise ValueError(f"{runs}: no published screening run; run `pneumobatch screen` with this output.uri first")
