@@ -115,6 +115,11 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
             f"run {run.run_id} was started on GPUs and this machine has none; a GPU's and a CPU's probabilities differ "
             f"in the last digits, so start it where there are GPUs, or delete {run.staging} to take its films anew"
         )
+    if earlier and resources.local and (lacking := _lacking(earlier, run.bundle)):
+        raise cluster.NoWorkerError(
+            f"run {run.run_id} was started {lacking}; probabilities differ elsewhere in the last digits, so start it "
+            f"where there is, or delete {run.staging} to take its films anew"
+        )
     wanted = decided(run.job, uri, run.bundle, resources, run.films, gpu=gpu)
     # What is fixed is the model, not where its bundle lies.
     plan = Plan(**run.plan(asdict(wanted)) | {"bundle": uri, "model_id": run.bundle.model_id})
@@ -139,6 +144,16 @@ def _scored(run: Run, uri: str, todo: pa.Table, resources: cluster.Resources, st
         "hardware": {"cpus": resources.cpus, "gpus": resources.gpus, "nodes": len(resources.nodes)},
         "seconds_to_first_prediction": round(first, 2),
     }
+
+
+def _lacking(plan: dict[str, Any], bundle: bundles.Bundle) -> str | None:
+    """What this machine lacks to score as an earlier start has fixed it, in words; None: nothing."""
+    if plan["precision"] == "int8" and not hardware.computes_int8():
+        return "in int8, and this machine has neither VNNI nor AMX"
+    made = hardware.compiled_path(bundle, plan["precision"], plan["batch_size"], plan["device"], plan["threads"])
+    if plan["compile"] and not hardware.compiler() and not made.exists():
+        return "with a compiled network, and this machine has no C++ compiler"
+    return None
 
 
 def score(

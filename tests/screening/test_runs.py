@@ -1,5 +1,6 @@
 """A run on disk, without an engine: films are scored by this hand, and the run stages, checks and publishes them."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pneumobatch import storage
+from pneumobatch import cluster, storage
 from pneumobatch.archive import catalog
 from pneumobatch.identity import SITE_KEY
 from pneumobatch.models import bundle as bundles
+from pneumobatch.models import hardware
 from pneumobatch.screening import ledger, pipeline, runs
 from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
@@ -158,6 +160,25 @@ def test_a_plain_run_under_another_site_key_is_refused(
     with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was when run was published"):
         pipeline.screen(job(tmp_path, run.job.screening.bundle or "", nightly=False, run_id="by-hand"))
     assert len(ledger.published(str(tmp_path / "out"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "told"), [({"precision": "int8"}, "in int8, and"), ({"compile": True}, "no C.. compiler")]
+)
+def test_what_this_machine_cannot_score_as_it_was_begun_is_told_before(
+    start: Callable[[], Run], bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: dict[str, Any],
+    told: str,
+) -> None:  # fmt: skip
+    """A night goes on after such a run (`NoWorkerError`), where a scorer's own error would stop every night."""
+    run = start()
+    plan = {"precision": "fp32", "compile": False} | fixed
+    run.plan(dataclasses.asdict(Plan(bundle_uri, run.bundle.model_id, 8, device="cpu", threads=1, **plan)))
+    monkeypatch.setattr(hardware, "computes_int8", lambda: False)
+    monkeypatch.setattr(hardware, "compiler", lambda: None)
+    monkeypatch.setenv("PNEUMOBATCH_CACHE", str(tmp_path / "cache"))
+    here = cluster.Resources((cluster.Node(2, 0),), local=True)
+    with pytest.raises(cluster.NoWorkerError, match=f"run run was started .*{told}"):
+        pipeline._scored(run, bundle_uri, run.films, here, 0.0)
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
