@@ -71,10 +71,11 @@ def measure(reference: pa.Table, rows: pa.Table, options: Evaluation, record: Ma
         reference: `tables.reference_schema`.
         rows: `COLUMNS` of the run's predictions.
         options: The bounds.
-        record: The run's record; run_id, model_id and threshold are read.
+        record: The run's record; run_id, model_id, threshold and failed_again are read: films that an earlier run has
+            accepted as missing are tried every night, and are no failures of this one.
     """
     head = {"run_id": record["run_id"], "model_id": record["model_id"], "measured_at": datetime.now(UTC)}
-    found = [head | row for row in _measures(reference, rows, options, record.get("threshold"))]
+    found = [head | row for row in _measures(reference, rows, options, record)]
     for row in found:
         if row["n"] < options.drift_images:
             row["bound"] = None
@@ -83,17 +84,20 @@ def measure(reference: pa.Table, rows: pa.Table, options: Evaluation, record: Ma
 
 
 def _measures(
-    reference: pa.Table, rows: pa.Table, options: Evaluation, threshold: float | None
+    reference: pa.Table, rows: pa.Table, options: Evaluation, record: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
+    threshold, again = record.get("threshold"), record.get("failed_again", 0)
     old, new = (with_age_bands(_with_status(table, tables.Status.SCORED)) for table in (reference, rows))
     if threshold is not None and len(old) and len(new):
         called = [pc.sum(pc.greater_equal(films["probability"], threshold)).as_py() for films in (old, new)]
         yield _share("positive_rate", "probability", called[0], len(old), called[1], len(new))
     old_images, new_images = (len(t) - len(_with_status(t, tables.Status.DUPLICATE)) for t in (reference, rows))
+    new_images -= again
     for name, status in (("rejection_rate", tables.Status.REJECTED), ("failure_rate", tables.Status.FAILED)):
         if old_images and new_images:
-            counts = [len(_with_status(table, status)) for table in (reference, rows)]
-            yield _share(name, "status", counts[0], old_images, counts[1], new_images)
+            before, now = (len(_with_status(table, status)) for table in (reference, rows))
+            now -= again if status == tables.Status.FAILED else 0
+            yield _share(name, "status", before, old_images, now, new_images)
     for name in NUMBERS:
         x, y = (pc.drop_null(films[name]).to_numpy() for films in (old, new))
         if x.size and y.size:

@@ -60,6 +60,13 @@ class Budget(NamedTuple):
         vanished = min(number(pc.and_(gone, passing)), int(self.allowed(number(known))))
         return number(known) + number(pc.and_not(gone, passing)) + vanished
 
+    def known(self, accepted: pa.ChunkedArray) -> int:
+        """Films that failed for a reason of the moment, as an earlier run has published of them."""
+        rows = pq.read_table(pa.BufferReader(self.found.data), columns=["image_id", "reason"])
+        passing = pc.is_in(rows["reason"], pa.array(PASSING))
+        again = pc.and_(passing, pc.is_in(rows["image_id"], accepted.combine_chunks()))
+        return int(pc.sum(again, min_count=0).as_py())
+
     def told(self) -> str:
         """What failed, and what can be done about it."""
         failed = [(reason, n) for (status, reason), n in self.found.reasons if status == Status.FAILED]

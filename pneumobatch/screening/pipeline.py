@@ -94,6 +94,7 @@ def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, 
         with cluster.engine(run.job.cluster) as resources:
             facts |= _scored(run, uri, todo, resources, started)
     found = run.reconcile()
+    facts["failed_again"] = run.failed_again(found)
     held.check()
     seconds = round(time.monotonic() - started, 2)
     return run.publish(found, {**_lineage(run.job), **facts, "seconds": seconds})

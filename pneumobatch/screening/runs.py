@@ -177,6 +177,11 @@ class Run:
         self._check_budget(found)
         return found
 
+    def failed_again(self, found: Predictions) -> int:
+        """Films that failed once more as an earlier run has published: they are no news of this run's films."""
+        passing = any(reason in PASSING for (_, reason), _ in found.reasons)
+        return Budget(self.job.screening, found).known(self.accepted()) if passing else 0
+
     def _check_budget(self, found: Predictions) -> None:
         budget = Budget(self.job.screening, found)
         if not budget.over():

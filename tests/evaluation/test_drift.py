@@ -159,3 +159,13 @@ def test_without_drift_the_stability_index_is_a_scaled_chi_square():
     scaled = np.array(values) / (1 / m + 1 / n)
     assert scaled.mean() == pytest.approx(9, rel=0.05)
     assert np.quantile(scaled, 0.99) == pytest.approx(stats.chi2.ppf(0.99, 9), rel=0.1)
+
+
+def test_films_that_an_earlier_night_accepted_as_missing_are_no_drift():
+    scored = [{"status": "scored", "probability": i / 700} for i in range(700)]
+    reference = pa.Table.from_pylist(scored, schema=tables.reference_schema())
+    rows = pa.Table.from_pylist(scored[::7] + [{"status": "failed"}] * 30, schema=tables.reference_schema())
+    for again, expected in ((0, (30 / 130, 130, True)), (30, (0, 100, False))):
+        found = measure(reference, rows, OPTIONS, RECORD | {"failed_again": again}).to_pylist()
+        (rate,) = (row for row in found if row["measure"] == "failure_rate")
+        assert (rate["run_value"], rate["n"], rate["drifted"]) == expected
