@@ -35,10 +35,10 @@ class Bundle(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format: Literal[1] = 1
-    """Version of this file's layout."""
+    format: Literal[1, 2] = 1
+    """Version of this file's layout; 2: the validated ages belong to the model's identity."""
     model_id: str = ""
-    """Network name and the first 12 hex digits of `identity()`."""
+    """Network name and the first 12 hex digits of `identity()`; as `named()` returns it."""
     network: Network
     """The network section that built it."""
     preprocessing: Preprocessing
@@ -85,8 +85,13 @@ class Bundle(BaseModel):
             *([self.uncertain] if self.uncertain else []),  # an older bundle keeps its name
             *([{"offset": self.offset}] if self.offset else []),
             *([{"ranges": self.ranges}] if self.ranges else []),
+            *([{"ages": self.validated_age_years}] if self.format > 1 else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+    def named(self) -> str:
+        """Returns the model_id that belongs to what the bundle holds."""
+        return f"{self.network.name.removeprefix('timm/')}-{self.identity()[:12]}"
 
 
 def locate(uri: str | None) -> str:
@@ -125,9 +130,9 @@ def load(uri: str) -> Bundle:
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"screening.bundle: {uri}/bundle.json cannot be read: {why}") from None
-    if not bundle.model_id.endswith(bundle.identity()[:12]):
+    if bundle.model_id != bundle.named():
         raise ValueError(
-            f"screening.bundle: {uri}/bundle.json was changed: its threshold, calibration or preprocessing does not "
+            f"screening.bundle: {uri}/bundle.json was changed: its name, threshold, calibration, preprocessing or ages do not "
             f"belong to model {bundle.model_id}; train again or restore the file"
         )
     return bundle

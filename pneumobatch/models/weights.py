@@ -28,8 +28,7 @@ def save_bundle(
     """
     blob = save_safetensors({name: tensor.contiguous() for name, tensor in weights.items()})
     bundle = bundle.model_copy(update={"weights_sha256": hashlib.sha256(blob).hexdigest()})
-    name = bundle.network.name.removeprefix("timm/")
-    bundle = bundle.model_copy(update={"model_id": f"{name}-{bundle.identity()[:12]}"})
+    bundle = bundle.model_copy(update={"model_id": bundle.named()})
     storage.write_bytes(storage.join(uri, "model.safetensors"), blob)
     storage.write_table(storage.join(uri, "history.parquet"), history)
     storage.write_table(storage.join(uri, "reference.parquet"), reference)

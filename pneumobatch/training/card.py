@@ -115,5 +115,6 @@ def _attention(network: Network) -> str:
 def _options(loss: Loss) -> str:
     """What of the loss's section it uses."""
     focal = [f"γ {loss.gamma}", f"α {loss.alpha}"] if loss.name != "cross_entropy" else []
+    focal += ["literal 1/√n"] if loss.name == "improved_focal" and loss.literal_scale else []
     smoothed = [f"label smoothing {loss.label_smoothing}"] if loss.label_smoothing else []
     return f" ({', '.join(focal + smoothed)})" if focal or smoothed else ""

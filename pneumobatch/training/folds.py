@@ -131,12 +131,17 @@ def require_ages(folds: Sequence[Fold], ages: tuple[int, int] | None) -> None:
         )
 
 
-def require_workers(training: Fold, validation: Fold, workers: tuple[int, ...]) -> None:
-    """Refuses more workers than there are films, as each takes a part of either fold.
+def require_workers(training: Fold, validation: Fold, workers: tuple[int, ...], batch_size: int) -> None:
+    """Refuses more workers than there are films, as each takes a part of either fold and of every batch.
 
     Raises:
-        ValueError: A fold has fewer readable films.
+        ValueError: A fold has fewer readable films, or a batch has.
     """
+    if batch_size < max(workers):
+        raise ValueError(
+            f"training.batch_size: {batch_size} films a step cannot be shared by {max(workers)} training.workers; give "
+            f"a batch of {max(workers)} at least, or fewer workers"
+        )
     fewest = min(len(training.labels), len(validation.labels))
     if fewest < max(workers):
         raise ValueError(

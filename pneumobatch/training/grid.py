@@ -3,11 +3,13 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-from pneumobatch.config import Job, Level
+from pydantic import BaseModel
+
+from pneumobatch.config import Archive, Job, Level, Loss, Training
 from pneumobatch.training.protocols import Split
 
 SECTIONS = ("network", "loss", "augmentation", "training")
@@ -20,6 +22,10 @@ NOT_LEARNED_FROM = {
 }  # fmt: skip
 """Keys of `training` that do not change what a network learns from given films: where it runs, and what is done with
 its scores afterwards."""
+
+
+_UNUSED_BY = {"cross_entropy": ("gamma", "alpha", "literal_scale"), "focal": ("literal_scale",)}
+"""Keys of `loss` that a loss does not look at."""
 
 
 class Row(NamedTuple):
@@ -118,9 +124,21 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     return found
 
 
+def _defaults(section: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: section.model_fields[key].default for key in keys}
+
+
 def _key(job: Job, split: Split) -> str:
     config = job.model_dump(mode="json", include=set(SECTIONS))
     config["training"] = {key: value for key, value in config["training"].items() if key not in NOT_LEARNED_FROM}
+    # What a recipe does not look at counts as its default, so that keys of earlier trials stay.
+    config["loss"] |= _defaults(Loss, _UNUSED_BY.get(job.loss.name, ()))
+    if job.training.schedule == "cosine":
+        config["training"] |= _defaults(Training, ["step_epochs"])
+    # Which films can be read, where it is not what it has been in all earlier trials.
+    limits = job.archive.model_dump(include={"max_pixels", "max_bytes"})
+    if limits != _defaults(Archive, limits):
+        config["archive"] = limits
     # A film that was mended or encoded anew under its name has another size.
     facts = ["image_id", "label", "bytes"]
     films = [fold.select(facts).to_pydict() for fold in (split.train, split.validation, split.test)]

@@ -33,6 +33,9 @@ CHECKPOINT = "state.pt"
 LOGITS, SCORED = "logits.npy", "image_ids.json"
 """What a checkpoint holds beside its state: the logits of the validation films, and which films these are."""
 
+EARLIER = 1e-12
+"""What an epoch costs a checkpoint's rank, AUROC: less than films can differ by. Of equals the first is the best."""
+
 
 def learning_rate(job: Job, epoch: float) -> float:
     """The learning rate at a fractional epoch: linear warm-up, then cosine to 1 % or steps of ×0.1."""
@@ -53,8 +56,12 @@ class Trainer:
         torch.manual_seed(seeded(job.training.seed))
         self.network = build(job.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = FocalLoss(job.loss, class_counts).to(device)
-        decayed = [p for p in self.network.parameters() if p.ndim > 1]
-        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        # Transformers of timm name tables that are biases or positions, whatever their dimensions.
+        named = getattr(self.network.backbone, "no_weight_decay", set)()
+        apart = {f"backbone.{name}" for name in named}
+        parameters = list(self.network.named_parameters())
+        decayed = [p for name, p in parameters if p.ndim > 1 and name not in apart]
+        plain = [p for name, p in parameters if p.ndim <= 1 or name in apart]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=job.training.learning_rate, weight_decay=job.training.weight_decay, fused=True
@@ -231,6 +238,12 @@ def measures(logits_N2: np.ndarray[Any, Any], labels: Tensor, loss: nn.Module) -
     }
 
 
+def ranked(row: dict[str, float]) -> dict[str, float]:
+    """What Ray Train ranks an epoch's checkpoint by. It would keep the last of equals, as many as it may keep, and take
+    the first of those: `training.checkpoints_to_keep` would choose the epoch."""
+    return {**row, "auroc": row["auroc"] - EARLIER * row["epoch"]}
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """Trains to the last epoch, from the run's latest checkpoint where there is one.
 
@@ -261,6 +274,6 @@ def train_worker(config: dict[str, Any]) -> None:
                 np.save(Path(folder) / LOGITS, logits)
                 (Path(folder) / SCORED).write_text(scored, encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(trainer.history[-1], checkpoint=checkpoint)
+            ray.train.report(ranked(trainer.history[-1]), checkpoint=checkpoint)
         if shard.rank == 0:
             storage.write_bytes(config["history"], json.dumps(trainer.history).encode())

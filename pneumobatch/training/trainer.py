@@ -82,7 +82,7 @@ def train(job: Job) -> Trained:
             require_classes(training, "training")
             require_classes(validation, "validation")
             require_readable([training, validation], plan.failure_budget)
-            require_workers(training, validation, plan.workers)
+            require_workers(training, validation, plan.workers, plan.batch_size)
             require_ages([training, validation], plan.validated_age_years)
             started_at = _pin(pin, staging)  # not before: what is refused can be mended under its name
             there = cluster.offered(local=resources.local)  # decoding may have brought workers to a cluster

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,30 @@ def test_another_threshold_or_other_weights_are_refused(tmp_path: Path, make_bun
     (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="not the file that bundle.json was written for"):
         load_network(str(tmp_path / "a"), bundles.load(str(tmp_path / "a")))
+
+
+@pytest.mark.parametrize("change", [{"validated_age_years": [0, 130]}, {"validated_age_years": None}, {"format": 1}])
+def test_other_ages_are_another_model_and_an_older_bundle_keeps_its_name(
+    tmp_path: Path, make_bundle: Make, change: dict[str, Any]
+) -> None:
+    path, ages = tmp_path / "bundle.json", (1, 5)
+    older = make_bundle(str(tmp_path), validated_age_years=ages)
+    assert bundles.load(str(tmp_path)) == older  # whose ages its name does not tell
+    made = make_bundle(str(tmp_path), format=2, validated_age_years=ages)
+    assert bundles.load(str(tmp_path)) == made and made.model_id != older.model_id
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="was changed"):
+        bundles.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere/x", "attention_resnet152", ""])
+def test_a_model_is_called_by_its_network(tmp_path: Path, make_bundle: Make, name: str) -> None:
+    made = make_bundle(str(tmp_path))
+    path = tmp_path / "bundle.json"
+    changed = {"model_id": f"{name}-{made.identity()[:12]}"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match="was changed"):
+        bundles.load(str(tmp_path))
 
 
 def test_a_training_output_stands_for_its_only_bundle(tmp_path: Path, make_bundle: Make) -> None:

@@ -32,6 +32,7 @@ def test_only_known_patients_are_told_to_be_others() -> None:
 def test_a_loss_is_told_by_what_it_uses() -> None:
     assert "Loss `focal` (γ 2.0, α 0.5); starting" in written(loss={"name": "focal"})
     assert "Loss `cross_entropy`; starting" in written(loss={"name": "cross_entropy"})
+    assert "(γ 2.0, α 0.5, literal 1/√n)" in written(loss={"literal_scale": True})
     smoothed = written(loss={"name": "cross_entropy", "label_smoothing": 0.1})
     assert "Loss `cross_entropy` (label smoothing 0.1); starting" in smoothed
 

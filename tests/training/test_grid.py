@@ -104,8 +104,25 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
     assert not set(keys([0, 1], augmentation={"flip": 0.1})) & set(keys_before)
     assert not set(keys([1, 1])) & set(keys_before)
     assert not set(keys([0, 1], size=9001)) & set(keys_before)  # a film was mended under its name
+    assert not set(keys([0, 1], archive={"max_pixels": 2000})) & set(keys_before)  # other films can be read
+    assert not set(keys([0, 1], archive={"max_bytes": 2000})) & set(keys_before)
     assert not set(keys([0, 1], experiment={"seeds": [5]})) & set(keys_before)
     assert keys([0, 1], experiment={"seeds": [0, 5]})[:2] == keys_before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [{"loss": {"name": "cross_entropy", "gamma": gamma}} for gamma in (1.0, 2.0)],
+        [{"loss": {"name": "cross_entropy", "alpha": alpha}} for alpha in (0.25, 0.5)],
+        [{"loss": {"name": "focal", "literal_scale": literal}} for literal in (True, False)],
+        [{"training": {"step_epochs": epochs}} for epochs in (5, 6)],
+    ],
+)
+def test_what_a_recipe_does_not_look_at_makes_no_other_trial(changed: list[dict[str, Any]]) -> None:
+    rows = job({"r": [{"name": str(number), **level} for number, level in enumerate(changed)]})
+    with pytest.raises(ValueError, match="rows '0' and '1' learn the same"):
+        grid.trials(rows, {"official": _split([0, 1])})
 
 
 def test_two_rows_of_one_recipe_are_refused() -> None:

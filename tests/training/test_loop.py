@@ -1,6 +1,7 @@
 """The worker's loop without an engine: equal shares, exact resume, the schedule."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.train import Checkpoint, CheckpointConfig
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
 
 from pneumobatch.config import PAPER, Augmentation, Job
-from pneumobatch.training.loop import Trainer, learning_rate, measures
+from pneumobatch.training.loop import Trainer, learning_rate, measures, ranked
 from pneumobatch.training.shards import Films, Shard, seeded
+from pneumobatch.training.tune import chosen_epoch
 
 
 def _films(count: int, size: int) -> Films:
@@ -107,6 +112,19 @@ def test_a_shifted_validation_scores_every_film_as_it_is_and_changed() -> None:
     assert accuracies[0] == pytest.approx((accuracies[1] + accuracies[2]) / 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("timm/vit_tiny_patch16_224", "pos_embed"), ("timm/swin_tiny_patch4_window7_224", "relative_position_bias_table")],
+)
+def test_tables_of_biases_and_positions_do_not_decay(name: str, table: str) -> None:
+    job = Job.model_validate({"network": {"name": name, "image_size": 64}})
+    trainer = Trainer(job, (1, 1), torch.device("cpu"), Shard(0, 1))
+    names = {id(parameter): key for key, parameter in trainer.network.named_parameters()}
+    decayed, plain = ([names[id(p)] for p in group["params"]] for group in trainer.optimizer.param_groups)
+    assert any(key.endswith(table) for key in plain) and not any(key.endswith((table, "bias")) for key in decayed)
+    assert len(decayed) + len(plain) == len(names)
+
+
 def test_schedules() -> None:
     job = _job(epochs=10, warmup_epochs=1.0, learning_rate=1.0)
     rates = [learning_rate(job, epoch / 10) for epoch in range(100)]
@@ -115,3 +133,16 @@ def test_schedules() -> None:
     assert rates[-1] == pytest.approx(0.01, abs=0.01)
     paper = Job.model_validate({"training": {"preset": "paper"}})
     assert [learning_rate(paper, epoch) for epoch in (0, 4.9, 5, 10)] == pytest.approx([5e-5, 5e-5, 5e-6, 5e-7])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_of_equal_epochs_the_first_is_kept_however_many_are(tmp_path: Path, keep: int) -> None:
+    history = [{"epoch": float(epoch), "auroc": auroc} for epoch, auroc in enumerate([0.9, 1.0, 1.0, 1.0, 0.99], 1)]
+    config = CheckpointConfig(num_to_keep=keep, checkpoint_score_attribute="auroc", checkpoint_score_order="max")
+    manager = _CheckpointManager(config)
+    for row in history:
+        folder = tmp_path / str(row["epoch"])
+        folder.mkdir()
+        manager.register_checkpoint(_TrainingResult(Checkpoint(str(folder)), ranked(row)))
+    best = max(manager.best_checkpoint_results, key=lambda result: result.metrics["auroc"])
+    assert best.metrics["epoch"] == chosen_epoch(history) == 2

@@ -322,8 +322,11 @@ def test_more_unreadable_films_than_the_budget_train_nothing(
 def test_more_workers_than_films_are_refused_before_they_start(
     engine: cluster.Resources, films: Path, tmp_path: Path
 ) -> None:
+    told = r"training\.batch_size: 8 films a step cannot be shared by 9 training\.workers; give a batch of 9"
+    with pytest.raises(ValueError, match=told):  # elastic training would die as soon as the ninth worker came
+        train(job(films, tmp_path, **{"training.workers": [1, 9]}))
     with pytest.raises(ValueError, match=r"training\.workers: 50 workers cannot share \d+ training and \d+ validation"):
-        train(job(films, tmp_path, **{"training.workers": [1, 50]}))
+        train(job(films, tmp_path, **{"training.workers": [1, 50], "training.batch_size": 50}))
     assert not (tmp_path / "_staging").exists()
 
 
