@@ -76,7 +76,7 @@ class Bundle(BaseModel):
     """SHA-256 of reference.parquet; empty: an older bundle, which has none."""
 
     def identity(self) -> str:
-        """Returns the SHA-256 that binds weights, preprocessing, calibration, threshold and uncertain band together."""
+        """Returns the SHA-256 that binds weights, preprocessing, calibration, threshold, band and ages together."""
         # What came after the first bundles counts where it is switched on: theirs keep their identity.
         later = {name for name in ("standardise", "mirrored") if not getattr(self.network, name)}
         bound = [
@@ -132,7 +132,7 @@ def load(uri: str) -> Bundle:
         raise ValueError(f"screening.bundle: {uri}/bundle.json cannot be read: {why}") from None
     if bundle.model_id != bundle.named():
         raise ValueError(
-            f"screening.bundle: {uri}/bundle.json was changed: its name, threshold, calibration, preprocessing or ages do not "
-            f"belong to model {bundle.model_id}; train again or restore the file"
+            f"screening.bundle: {uri}/bundle.json was changed: its name, threshold, calibration, preprocessing or "
+            f"ages do not belong to model {bundle.model_id}; train again or restore the file"
         )
     return bundle

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from pneumobatch.config import Archive, Job, Level, Loss, Training
+from pneumobatch import storage
+from pneumobatch.config import Archive, Job, Level, Loss, Network, Training
 from pneumobatch.training.protocols import Split
 
 SECTIONS = ("network", "loss", "augmentation", "training")
@@ -124,12 +125,29 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     return found
 
 
+def started_from(network: Network) -> dict[str, str]:
+    """Returns the SHA-256 of the file of starting weights, where there is one: its place does not tell what it holds.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    if network.weights in {None, "pretrained"}:
+        return {}
+    try:
+        return {"weights_sha256": hashlib.sha256(storage.read_bytes(str(network.weights))).hexdigest()}
+    except OSError as error:
+        raise ValueError(
+            f"network.weights: {network.weights} cannot be read ({error}); give the path of a safetensors state dict"
+        ) from None
+
+
 def _defaults(section: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
     return {key: section.model_fields[key].default for key in keys}
 
 
 def _key(job: Job, split: Split) -> str:
     config = job.model_dump(mode="json", include=set(SECTIONS))
+    config |= started_from(job.network)
     config["training"] = {key: value for key, value in config["training"].items() if key not in NOT_LEARNED_FROM}
     # What a recipe does not look at counts as its default, so that keys of earlier trials stay.
     config["loss"] |= _defaults(Loss, _UNUSED_BY.get(job.loss.name, ()))

@@ -24,6 +24,7 @@ from pneumobatch.training.folds import (
     require_readable,
     require_workers,
 )
+from pneumobatch.training.grid import started_from
 from pneumobatch.training.shipping import films_used, ship
 from pneumobatch.training.splits import usable, validation_fold
 
@@ -149,8 +150,11 @@ def _fingerprints(job: Job, films: pa.Table) -> tuple[str, str]:
     # A film that was mended or encoded anew under its name has another size.
     known = json.dumps(films.select(["image_id", "label", "patient", "bytes"]).to_pydict())
 
+    starting = started_from(job.network)
+
     def digest(without: Set[str]) -> str:
         config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
+        config |= starting
         for key in without:
             del config["training"][key]
         config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read

@@ -81,7 +81,9 @@ def test_crops_stay_inside_the_film() -> None:
 
 @pytest.mark.parametrize(("area", "aspect"), [((0.3, 1.0), 2.0), ((0.7, 1.0), 2.0), ((1.0, 1.0), 1.33)])
 def test_crops_have_the_stated_areas_and_shapes(area: tuple[float, float], aspect: float) -> None:
-    fate = augment.draw(NOTHING.model_copy(update={"crop_area": area, "crop_aspect": aspect}), 4000, torch.Generator().manual_seed(0))
+    fate = augment.draw(
+        NOTHING.model_copy(update={"crop_area": area, "crop_aspect": aspect}), 4000, torch.Generator().manual_seed(0)
+    )
     width, height = fate[:, 0], fate[:, 4]
     areas, shapes = width * height, width / height
     assert areas.min() >= area[0] - 1e-5 and areas.max() <= area[1] + 1e-5

@@ -125,6 +125,21 @@ def test_what_a_recipe_does_not_look_at_makes_no_other_trial(changed: list[dict[
         grid.trials(rows, {"official": _split([0, 1])})
 
 
+def test_a_trial_is_known_by_what_its_starting_weights_hold(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+
+    def key() -> str:
+        rows = job({"n": [{"name": "a"}]}, network={"weights": str(weights)})
+        return grid.trials(rows, {"official": _split([0, 1])})[0].key
+
+    with pytest.raises(ValueError, match=r"network\.weights: .*weights\.safetensors cannot be read"):
+        key()
+    weights.write_bytes(b"one")
+    before = key()
+    weights.write_bytes(b"two")
+    assert key() != before
+
+
 def test_two_rows_of_one_recipe_are_refused() -> None:
     same = job({"n": [{"name": "a"}, {"name": "b", "network": {"name": "attention_resnet50"}}]})
     with pytest.raises(ValueError, match="rows 'a' and 'b' learn the same"):
