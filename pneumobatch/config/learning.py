@@ -52,7 +52,8 @@ class Augmentation(Section):
     crop_area: tuple[Fraction, Fraction] = (0.4, 1.0)
     """Random resized crop: least and greatest share of the film's area."""
     crop_aspect: Annotated[float, Field(ge=1, le=4)] = 1.33
-    """Random resized crop: greatest aspect ratio (and least, its inverse), as far as a crop of its area fits."""
+    """Random resized crop: greatest aspect ratio (and least, its inverse); what sticks out of the film
+    is cut off, so that where the least area is above its inverse crops may be smaller."""
     contrast: Fraction = 0.4
     """Contrast factor drawn from 1 ± this."""
     brightness: Fraction = 0.2

@@ -35,7 +35,7 @@ class Bundle(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format: Literal[1, 2] = 1
+    format: Literal[1, 2] = 2
     """Version of this file's layout; 2: the validated ages belong to the model's identity."""
     model_id: str = ""
     """Network name and the first 12 hex digits of `identity()`; as `named()` returns it."""

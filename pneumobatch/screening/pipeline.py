@@ -151,9 +151,10 @@ def _lacking(plan: dict[str, Any], bundle: bundles.Bundle) -> str | None:
     """What this machine lacks to score as an earlier start has fixed it, in words; None: nothing."""
     if plan["precision"] == "int8" and not hardware.computes_int8():
         return "in int8, and this machine has neither VNNI nor AMX"
-    made = hardware.compiled_path(bundle, plan["precision"], plan["batch_size"], plan["device"], plan["threads"])
-    if plan["compile"] and not hardware.compiler() and not made.exists():
-        return "with a compiled network, and this machine has no C++ compiler"
+    if plan["compile"] and not hardware.compiler():
+        how = (plan["precision"], plan["batch_size"], plan["device"], plan["threads"])
+        if not hardware.compiled_path(bundle, *how).exists():
+            return "with a compiled network, and this machine has no C++ compiler"
     return None
 
 

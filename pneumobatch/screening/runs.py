@@ -44,9 +44,6 @@ FLUSH_SHARE = 0.01
 """A part is written when so many rows have come, or so long has passed: 2 s, and 1 % of the time so far in long runs.
 That is what a kill can lose, and it keeps the parts few."""
 
-STAGED = ("parts", "catalog.parquet", "plan.json", "over_budget", "run.json")
-"""What a run has staged; `run.json` goes last, by which a run that is left is found."""
-
 LAYOUT = f"{tables.SCHEMA_VERSION} {' '.join(field.name for field in fields(Plan))}"
 """What staging is made of: another version's is not taken up."""
 
@@ -252,11 +249,8 @@ class Run:
         return data if storage.create_bytes(uri, data) else storage.read_bytes(uri)
 
     def clean(self) -> None:
-        """Removes what staging a published run still has; a training of the same name keeps its own."""
-        for name in STAGED:
-            storage.delete(storage.join(self.staging, name))
-        if not any(storage.list_files(self.staging)):
-            storage.delete(self.staging)
+        """Removes what staging a published run still has."""
+        storage.delete(self.staging)
 
 
 def _kept(films: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:

@@ -29,10 +29,8 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     """
     uniform = torch.rand(count, 18, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])
-    side = area.sqrt()
-    # The shape gives way where it does not fit, and not the area.
-    aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(config.crop_aspect) / 2).clamp(side, 1 / side)
-    scale_x, scale_y = side * aspect, side / aspect
+    aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(config.crop_aspect) / 2)
+    scale_x, scale_y = (area.sqrt() * aspect).clamp_max(1), (area.sqrt() / aspect).clamp_max(1)
     angle = (2 * uniform[:, 2] - 1) * math.radians(config.rotation_degrees)
     mirror = torch.where(uniform[:, 3] < config.flip, -1.0, 1.0)
     shift_x, shift_y = (2 * uniform[:, 4] - 1) * (1 - scale_x), (2 * uniform[:, 5] - 1) * (1 - scale_y)

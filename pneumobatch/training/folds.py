@@ -55,7 +55,7 @@ class Fold(NamedTuple):
 
 
 def cache_size(job: Job) -> int:
-    """Side of the decoded training films: a seventh larger than the input, so that crops keep their detail."""
+    """Side of the decoded training films: a seventh larger than the input, so that larger crops keep their detail."""
     return round(job.network.image_size * 8 / 7)
 
 

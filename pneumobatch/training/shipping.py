@@ -59,7 +59,6 @@ def ship(
     if plan.ema_decay:
         weights = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
     bundle = bundles.Bundle(
-        format=2,
         network=job.network.model_copy(update={"weights": None}),
         preprocessing=bundles.Preprocessing(image_size=job.network.image_size),
         temperature=calibration.temperature,

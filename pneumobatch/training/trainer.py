@@ -65,7 +65,7 @@ def train(job: Job) -> Trained:
     name = job.network.name.replace("/", "-")
     run_id, staged = (job.training.run_id or f"{name}-{digest[:8]}" for digest in (fingerprint, pin))
     target = storage.join(job.output.uri, "bundles", run_id)
-    staging = storage.join(job.output.uri, "_staging", staged)
+    staging = storage.join(job.output.uri, "_staging", "_trainings", staged)
     with lease.hold(job.output.uri, f"train-{staged}") as ours:
         if _finished(fingerprint, pin, target, staging):
             return Trained(run_id, target, bundles.load(target))

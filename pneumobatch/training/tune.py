@@ -61,7 +61,7 @@ def result_uri(job: Job, key: str) -> str:
 
 def own_uri(trial: Trial) -> str:
     """Where an unfinished trial keeps its checkpoint: `CHECKPOINT`, and the weights of the epoch chosen so far."""
-    return storage.join(trial.job.output.uri, "_staging", "experiments", trial.job.experiment.name, trial.key)
+    return storage.join(trial.job.output.uri, "_staging", "_experiments", trial.job.experiment.name, trial.key)
 
 
 def kept(trial: Trial) -> dict[str, Any] | None:

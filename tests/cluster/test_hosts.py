@@ -80,7 +80,7 @@ def test_two_hosts_train_as_one_does(site: Site, archive: str) -> None:
 
 def test_training_goes_on_without_a_lost_host_and_with_a_new_one(site: Site, archive: str) -> None:
     epochs = 30
-    history = f"{archive}/out/_staging/run/history.json"
+    history = f"{archive}/out/_staging/_trainings/run/history.json"
 
     def rows() -> list[dict[str, float]]:
         return json.loads(storage.read_bytes(history)) if storage.is_file(history) else []

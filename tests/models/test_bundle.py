@@ -101,9 +101,9 @@ def test_other_ages_are_another_model_and_an_older_bundle_keeps_its_name(
     tmp_path: Path, make_bundle: Make, change: dict[str, Any]
 ) -> None:
     path, ages = tmp_path / "bundle.json", (1, 5)
-    older = make_bundle(str(tmp_path), validated_age_years=ages)
+    older = make_bundle(str(tmp_path), format=1, validated_age_years=ages)
     assert bundles.load(str(tmp_path)) == older  # whose ages its name does not tell
-    made = make_bundle(str(tmp_path), format=2, validated_age_years=ages)
+    made = make_bundle(str(tmp_path), validated_age_years=ages)
     assert bundles.load(str(tmp_path)) == made and made.model_id != older.model_id
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="was changed"):

@@ -181,14 +181,6 @@ def test_what_this_machine_cannot_score_as_it_was_begun_is_told_before(
         pipeline._scored(run, bundle_uri, run.films, here, 0.0)
 
 
-def test_a_training_of_the_same_name_keeps_what_it_has_staged(start: Callable[[], Run]) -> None:
-    run = start()
-    score(run)
-    storage.write_bytes(storage.join(run.staging, "epoch-20", "weights"), b"hours of work")
-    publish(run)
-    assert [file.path for file in storage.list_files(run.staging)] == ["epoch-20/weights"]
-
-
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     for content in (b'{"verb": ', b"[]", b"\xff"):
         storage.write_bytes(str(tmp_path / "out" / "runs" / "x.json"), content)

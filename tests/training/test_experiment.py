@@ -143,7 +143,7 @@ def test_a_killed_experiment_goes_on_in_mid_trial_and_a_grown_grid_trains_only_w
     process = subprocess.Popen(
         [sys.executable, "-m", "pneumobatch", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
-    states, deadline = tmp_path / "_staging" / "experiments" / "trial", time.monotonic() + 150
+    states, deadline = tmp_path / "_staging" / "_experiments" / "trial", time.monotonic() + 150
     while not any(states.glob("*/checkpoint.pt")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -207,7 +207,7 @@ def test_early_stopping_ends_trials_that_others_surpassed(
     before = sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
     assert cli.run(words) == 0  # it stays so
     assert before == sorted((path, path.stat().st_mtime_ns) for path in trials.iterdir())
-    assert not any((tmp_path / "_staging" / "experiments" / "trial").iterdir())
+    assert not any((tmp_path / "_staging" / "_experiments" / "trial").iterdir())
     job_file(tmp_path, "plain", more="concurrent = 1\nseeds = [0, 1, 2, 3]\n")
     assert cli.run(words) == 0  # for those who stop none they are still to be run
     whole = [row["status"] for row in results(tmp_path) if row["protocol"] == "paper_like" and row["seed"] is not None]

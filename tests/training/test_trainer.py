@@ -101,9 +101,9 @@ def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_score
     whole = damaged(sick)
     with pytest.raises(lease.HeldError, match="process 1 on elsewhere since then has taken its run over"):
         train(job(archive, output, **{"training.epochs": 2}))
-    assert not (output / "bundles").exists() and (output / "_staging" / "run").exists()
+    assert not (output / "bundles").exists() and (output / "_staging" / "_trainings" / "run").exists()
     monkeypatch.undo()
-    started = (output / "_staging" / "run" / "started_at").read_text()
+    started = (output / "_staging" / "_trainings" / "run" / "started_at").read_text()
     sick.write_bytes(whole)
     damaged(well)
     fitted = {"training.target": "balanced", "training.uncertain": (0.9, 0.9), "training.validated_age_years": (0, 90)}
@@ -116,7 +116,7 @@ def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_score
     assert trained.bundle.metrics["auroc"] == pytest.approx(history[trained.bundle.metrics["epoch"] - 1]["auroc"])
     data, labels = trained.bundle.data, [film["label"] for film in intact]
     assert (data["validation_sick"], data["validation_well"]) == (labels.count(1) - 1, labels.count(0))
-    assert not (output / "_staging" / "run").exists()
+    assert not (output / "_staging" / "_trainings" / "run").exists()
     with pytest.raises(ValueError, match="a bundle of another configuration"):
         train(job(archive, output, **{"training.epochs": 2}))
 
@@ -203,7 +203,7 @@ def test_a_training_that_was_ended_goes_on_and_reaches_the_same_weights(
     command += [word for key, value in PLAN.items() for word in (f"--{key}", str(value))]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150
-    while not (before := first_epoch(tmp_path / "_staging" / "run")):
+    while not (before := first_epoch(tmp_path / "_staging" / "_trainings" / "run")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -233,7 +233,7 @@ def test_two_workers_survive_the_death_of_one(engine: cluster.Resources, films: 
     before: list[dict[str, float]] = []
 
     def kill_one_worker() -> None:
-        while not (row := first_epoch(tmp_path / "_staging" / "run")):
+        while not (row := first_epoch(tmp_path / "_staging" / "_trainings" / "run")):
             time.sleep(0.05)
         before.append(row)
         ours = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -275,11 +275,11 @@ def test_a_finished_training_does_nothing_and_another_configuration_is_refused(
 ) -> None:
     output = Path(undisturbed).parents[1]
     before = (Path(undisturbed) / "bundle.json").stat().st_mtime_ns
-    left = output / "_staging" / "run" / "train" / "checkpoint"  # of a kill before it was deleted
+    left = output / "_staging" / "_trainings" / "run" / "train" / "checkpoint"  # of a kill before it was deleted
     left.parent.mkdir(parents=True)
     left.touch()
     train(job(films, output))
-    assert not (output / "_staging" / "run").exists()
+    assert not (output / "_staging" / "_trainings" / "run").exists()
     assert (Path(undisturbed) / "bundle.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another configuration; choose another run_id"):
         train(job(films, output, **{"training.epochs": 5}))
