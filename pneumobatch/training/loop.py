@@ -57,7 +57,7 @@ class Trainer:
         self.network = build(job.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = FocalLoss(job.loss, class_counts).to(device)
         # Transformers of timm name tables that are biases or positions, whatever their dimensions.
-        named = getattr(self.network.backbone, "no_weight_decay", set)()
+        named: set[str] = getattr(self.network.backbone, "no_weight_decay", set)()
         apart = {f"backbone.{name}" for name in named}
         parameters = list(self.network.named_parameters())
         decayed = [p for name, p in parameters if p.ndim > 1 and name not in apart]

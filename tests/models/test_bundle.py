@@ -76,8 +76,9 @@ def test_what_the_network_does_to_a_film_belongs_to_the_model(tmp_path: Path, ma
 def test_an_identity_of_the_first_bundles_is_still_the_same() -> None:
     network = bundles.Network(name="attention_resnet18", image_size=64)
     bundle = bundles.Bundle(
-        network=network, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5, target="x"
-    )
+        format=1, network=network, preprocessing=bundles.Preprocessing(image_size=64), temperature=1.5, threshold=0.5,
+        target="x",
+    )  # fmt: skip
     assert bundle.identity().startswith("8edc16edbb8c")
     assert bundle.model_copy(update={"offset": 0.25}).identity() != bundle.identity()
 
