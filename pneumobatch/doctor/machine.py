@@ -73,7 +73,7 @@ def memory(job: Job) -> Findings:
         yield Finding("memory", f"{text}; {workers} scorers need about 1 GiB each", "note", f"--cluster.num_cpus {fit}")
     else:
         yield Finding("memory", text)
-    if _address(job):
+    if cluster.address_of(job.cluster):
         return
     store = cluster.object_store_bytes(job.cluster)
     shared = Path("/dev/shm")  # noqa: S108  # where Ray keeps its object store
@@ -106,13 +106,9 @@ def accelerators(_: Job) -> Findings:
         yield Finding("GPUs", f"{number}: {device.name}, {gib(device.total_memory)}, {name}, CUDA {torch.version.cuda}")
 
 
-def _address(job: Job) -> str | None:
-    return job.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
 def engine(job: Job) -> Findings:
     """The cluster, asked; or the local engine, foretold."""
-    address = _address(job)
+    address = cluster.address_of(job.cluster)
     if not address:
         cpus = job.cluster.num_cpus or cluster.machine_cpus()
         yield Finding("Ray", f"a local engine with {cpus} CPUs and {torch.cuda.device_count()} GPUs (not started now)")
