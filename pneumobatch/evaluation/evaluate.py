@@ -10,7 +10,7 @@ from pneumobatch.config import Job
 from pneumobatch.evaluation import drift, worklists
 from pneumobatch.evaluation.explained import Explain, Explained
 from pneumobatch.evaluation.labels import with_known_labels
-from pneumobatch.evaluation.published import Bundle, Record, find_bundle, keep, load, own_films
+from pneumobatch.evaluation.published import Bundle, Record, find_bundle, holds_dicom, keep, load, own_films
 from pneumobatch.evaluation.report import Findings, write_report
 from pneumobatch.evaluation.summary import statuses, summarise
 
@@ -119,8 +119,7 @@ def _publishable(predictions: pa.Table, record: Record, job: Job) -> pa.Table:
     keep = job.output.keep_source_uri
     if keep is None:
         keep = record.get("config", {}).get("output", {}).get("keep_source_uri")
-    dicom = record.get("beside_dicom") or "dicom" in predictions["format"].unique().to_pylist()
-    if keep or (keep is None and not dicom):
+    if keep or (keep is None and not holds_dicom(record, predictions)):
         return predictions
     place = predictions.column_names.index("uri")
     return predictions.set_column(place, "uri", pa.nulls(len(predictions), pa.string()))

@@ -165,6 +165,11 @@ class Bundle(NamedTuple):
         return sick / (sick + well) if sick and well else None
 
 
+def holds_dicom(record: Record, films: pa.Table) -> bool:
+    """Whether a run's archive holds DICOM films, or these films are some: then neither paths nor pictures leave."""
+    return bool(record.get("beside_dicom")) or "dicom" in films["format"].unique().to_pylist()
+
+
 def find_bundle(record: Record) -> Bundle:
     """Finds a run's bundle, if it still lies where the run found it and is still that model's."""
     uri = record.get("bundle") or record.get("config", {}).get("screening", {}).get("bundle")

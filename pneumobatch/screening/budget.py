@@ -45,27 +45,22 @@ class Budget(NamedTuple):
             there: Ids of those that are in the archive.
             accepted: Ids of those that failed in a published run for a reason of the moment.
         """
-        rows = pq.read_table(pa.BufferReader(self.found.data), columns=["image_id", "status", "reason"])
-        rows = rows.filter(pc.equal(rows["status"], Status.FAILED.value))
-
-        def among(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-            return pc.is_in(rows["image_id"], ids.combine_chunks())
-
-        def number(chosen: pa.ChunkedArray) -> int:
-            return int(pc.sum(chosen, min_count=0).as_py())
-
-        passing = pc.is_in(rows["reason"], pa.array(PASSING))
-        known = pc.and_(passing, among(accepted))
-        gone = pc.and_not(pc.and_not(among(tried), among(there)), known)
-        vanished = min(number(pc.and_(gone, passing)), int(self.allowed(number(known))))
-        return number(known) + number(pc.and_not(gone, passing)) + vanished
+        ids, passing = self._failed()
+        known = pc.and_(passing, _among(ids, accepted))
+        gone = pc.and_not(pc.and_not(_among(ids, tried), _among(ids, there)), known)
+        vanished = min(_number(pc.and_(gone, passing)), int(self.allowed(_number(known))))
+        return _number(known) + _number(pc.and_not(gone, passing)) + vanished
 
     def known(self, accepted: pa.ChunkedArray) -> int:
         """Films that failed for a reason of the moment, as an earlier run has published of them."""
-        rows = pq.read_table(pa.BufferReader(self.found.data), columns=["image_id", "reason"])
-        passing = pc.is_in(rows["reason"], pa.array(PASSING))
-        again = pc.and_(passing, pc.is_in(rows["image_id"], accepted.combine_chunks()))
-        return int(pc.sum(again, min_count=0).as_py())
+        ids, passing = self._failed()
+        return _number(pc.and_(passing, _among(ids, accepted)))
+
+    def _failed(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """The ids of the films that failed, and whether each did for a reason of the moment."""
+        rows = pq.read_table(pa.BufferReader(self.found.data), columns=["image_id", "status", "reason"])
+        rows = rows.filter(pc.equal(rows["status"], Status.FAILED.value))
+        return rows["image_id"], pc.is_in(rows["reason"], pa.array(PASSING))
 
     def told(self) -> str:
         """What failed, and what can be done about it."""
@@ -76,3 +71,11 @@ class Budget(NamedTuple):
             f"{self.config.failure_budget:.0%} allows; nothing was published. Mend the bad films or take them away, or "
             "raise the budget (or screening.failures_allowed), and start the same run again: what was scored is kept"
         )
+
+
+def _among(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(ids, others.combine_chunks())
+
+
+def _number(chosen: pa.ChunkedArray) -> int:
+    return int(pc.sum(chosen, min_count=0).as_py())

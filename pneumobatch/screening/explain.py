@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pneumobatch import tables
 from pneumobatch.config import Job
 from pneumobatch.evaluation.explained import Explained
-from pneumobatch.evaluation.published import Bundle, Record
+from pneumobatch.evaluation.published import Bundle, Record, holds_dicom
 
 GONE = "none of the films is where it was screened, and as it was"
 DICOM = "the archive holds DICOM films, and no picture leaves an archive of these"
@@ -34,8 +34,7 @@ def explain(job: Job, record: Record, bundle: Bundle, films: pa.Table) -> Explai
     from pneumobatch.screening.look import Look
 
     look = Look(job, record, bundle)
-    dicom = record.get("beside_dicom") or "dicom" in films["format"].unique().to_pylist()
-    if options.heat_maps and dicom:
+    if options.heat_maps and holds_dicom(record, films):
         found = found._replace(without_pictures=DICOM)
     elif options.heat_maps:
         shown = look.at(pictures.chosen(known, options.heat_maps))

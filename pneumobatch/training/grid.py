@@ -114,10 +114,11 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     Raises:
         ValueError: As `rows`, or two rows are the same recipe.
     """
-    found, main = [], baseline(job)
-    for protocol, seed, (row, row_job) in product(splits, job.experiment.seeds, rows(job).items()):
+    found, main, jobs = [], baseline(job), rows(job)
+    starting = {row: started_from(row_job.network) for row, row_job in jobs.items()}
+    for protocol, seed, (row, row_job) in product(splits, job.experiment.seeds, jobs.items()):
         seeded = row_job.model_copy(update={"training": row_job.training.model_copy(update={"seed": seed})})
-        found.append(Trial(row, protocol, seed, seeded, _key(seeded, splits[protocol]), row == main))
+        found.append(Trial(row, protocol, seed, seeded, _key(seeded, starting[row], splits[protocol]), row == main))
     first: dict[str, Trial] = {}
     for trial in found:
         if (same := first.setdefault(trial.key, trial)) is not trial:
@@ -145,9 +146,9 @@ def _defaults(section: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
     return {key: section.model_fields[key].default for key in keys}
 
 
-def _key(job: Job, split: Split) -> str:
+def _key(job: Job, starting: Mapping[str, str], split: Split) -> str:
     config = job.model_dump(mode="json", include=set(SECTIONS))
-    config |= started_from(job.network)
+    config |= starting
     config["training"] = {key: value for key, value in config["training"].items() if key not in NOT_LEARNED_FROM}
     # What a recipe does not look at counts as its default, so that keys of earlier trials stay.
     config["loss"] |= _defaults(Loss, _UNUSED_BY.get(job.loss.name, ()))
