@@ -61,7 +61,8 @@ def train(job: Job) -> Trained:
     films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
     if without := left_out.told(left_out.counted(films)):
         say(without)
-    fingerprint, pin = _fingerprints(job, films)
+    known = usable(films, str(job.archive.uri))
+    fingerprint, pin = _fingerprints(job, known)
     name = job.network.name.replace("/", "-")
     run_id, staged = (job.training.run_id or f"{name}-{digest[:8]}" for digest in (fingerprint, pin))
     target = storage.join(job.output.uri, "bundles", run_id)
@@ -69,7 +70,6 @@ def train(job: Job) -> Trained:
     with lease.hold(job.output.uri, f"train-{staged}") as ours:
         if _finished(fingerprint, pin, target, staging):
             return Trained(run_id, target, bundles.load(target))
-        known = usable(films, str(job.archive.uri))
         plan = job.training
         held = validation_fold(
             known["label"].to_pylist(), known["patient"].to_pylist(), plan.validation_fraction, plan.seed,
@@ -144,12 +144,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _fingerprints(job: Job, films: pa.Table) -> tuple[str, str]:
-    """What the bundle depends on, and what its weights do; where it is written and how many failures it may survive is
-    part of neither."""
+def _fingerprints(job: Job, known: pa.Table) -> tuple[str, str]:
+    """What the bundle depends on, and what its weights do; where it is written, how many failures it may survive and
+    which films of the archive have no label, as those of a later night, is part of neither."""
     # A film that was mended or encoded anew under its name has another size.
-    known = json.dumps(films.select(["image_id", "label", "patient", "bytes"]).to_pydict())
-
+    films = json.dumps(known.select(["image_id", "label", "patient", "bytes"]).to_pydict())
     starting = started_from(job.network)
 
     def digest(without: Set[str]) -> str:
@@ -158,6 +157,6 @@ def _fingerprints(job: Job, films: pa.Table) -> tuple[str, str]:
         for key in without:
             del config["training"][key]
         config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read
-        return hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{known}".encode()).hexdigest()
+        return hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{films}".encode()).hexdigest()
 
     return digest(NEITHER), digest(NEITHER | FITTED)

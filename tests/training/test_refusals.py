@@ -1,5 +1,6 @@
 """What `train` refuses before it trains, and with what remedy."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pneumobatch import cluster, lease, tables
+from pneumobatch.config import Job
 from pneumobatch.training.folds import Fold, require_ages
 from pneumobatch.training.trainer import train
 from tests.training.runs import job
@@ -18,6 +20,32 @@ def test_of_two_starts_at_once_one_trains(films: Path, tmp_path: Path) -> None:
     with lease.hold(str(tmp_path), "train-run"), pytest.raises(lease.HeldError, match="train-run is held by process"):
         train(job(films, tmp_path))
     assert not (tmp_path / "_staging").exists()
+
+
+def test_an_ended_run_goes_on_where_only_films_without_a_label_came_meanwhile(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoded(_job: Job, _resources: object, known: pa.Table, *_: object) -> Fold:
+        facts = {"status": ["scored"] * len(known), "reason": [None] * len(known), "age_years": [None] * len(known)}
+        return Fold([], pa.table(facts | {name: known[name] for name in ("image_id", "label")}))
+
+    def ended(*_: object) -> None:
+        raise RuntimeError("the driver was killed")
+
+    here = cluster.Resources((cluster.Node(2, 0),), local=True)
+    for name, value in {"decode": decoded, "fit": ended}.items():
+        monkeypatch.setattr(f"pneumobatch.training.trainer.{name}", value)
+    monkeypatch.setattr(cluster, "engine", lambda _: nullcontext(here))
+    monkeypatch.setattr(cluster, "offered", lambda *, local: here)
+    archive = tmp_path / "films"
+    shutil.copytree(films, archive)
+    for name in ("first", "second"):  # of a later night
+        with pytest.raises(RuntimeError, match="the driver was killed"):
+            train(job(archive, tmp_path / "output"))
+        (archive / f"{name}.jpeg").write_bytes(name.encode())
+    (archive / "NORMAL" / "labelled.jpeg").write_bytes(b"another")
+    with pytest.raises(ValueError, match="an unfinished run of another configuration or archive"):
+        train(job(archive, tmp_path / "output"))
 
 
 def test_an_archive_without_labels_is_refused(films: Path, tmp_path: Path) -> None:
