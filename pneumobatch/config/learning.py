@@ -30,6 +30,11 @@ class Network(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the linear head, probability."""
 
+    @property
+    def attends(self) -> bool:
+        """Whether it is one of the paper's networks, which alone look at the three switches of attention."""
+        return self.name.startswith("attention_") or self.name == "side_branch_net"
+
 
 class Loss(Section):
     """The training loss."""

@@ -69,7 +69,7 @@ def write(
         + ", scored with its mirror image" * job.network.mirrored,
         hardware=lineage["hardware"] or "unknown hardware",
         code=lineage["code"][:12],
-        source=_SOURCE if _attends(job.network) else "",
+        source=_SOURCE if job.network.attends else "",
         attention=_attention(job.network),
         loss=job.loss.name,
         options=_options(job.loss),
@@ -100,13 +100,8 @@ def write(
     )
 
 
-def _attends(network: Network) -> bool:
-    """Whether it is one of the paper's networks."""
-    return network.name.startswith("attention_") or network.name == "side_branch_net"
-
-
 def _attention(network: Network) -> str:
-    if not _attends(network):
+    if not network.attends:
         return ""
     parts = {"side branches": network.side_branches, "channel": network.channel_gate, "spatial": network.spatial_gate}
     return f" Attention: {', '.join(name for name, on in parts.items() if on) or 'none'}."

@@ -126,16 +126,16 @@ def trials(job: Job, splits: Mapping[str, Split]) -> list[Trial]:
     return found
 
 
-def started_from(network: Network) -> dict[str, str]:
-    """Returns the SHA-256 of the file of starting weights, where there is one: its place does not tell what it holds.
+def started_from(network: Network) -> str | None:
+    """Returns network.weights, but for a file the SHA-256 of what it holds, which its place does not tell.
 
     Raises:
         ValueError: It cannot be read.
     """
     if network.weights in {None, "pretrained"}:
-        return {}
+        return network.weights
     try:
-        return {"weights_sha256": hashlib.sha256(storage.read_bytes(str(network.weights))).hexdigest()}
+        return hashlib.sha256(storage.read_bytes(str(network.weights))).hexdigest()
     except OSError as error:
         raise ValueError(
             f"network.weights: {network.weights} cannot be read ({error}); give the path of a safetensors state dict"
@@ -146,12 +146,14 @@ def _defaults(section: type[BaseModel], keys: Iterable[str]) -> dict[str, Any]:
     return {key: section.model_fields[key].default for key in keys}
 
 
-def _key(job: Job, starting: Mapping[str, str], split: Split) -> str:
+def _key(job: Job, starting: str | None, split: Split) -> str:
     config = job.model_dump(mode="json", include=set(SECTIONS))
-    config |= starting
+    config["network"]["weights"] = starting
     config["training"] = {key: value for key, value in config["training"].items() if key not in NOT_LEARNED_FROM}
     # What a recipe does not look at counts as its default, so that keys of earlier trials stay.
     config["loss"] |= _defaults(Loss, _UNUSED_BY.get(job.loss.name, ()))
+    if not job.network.attends:
+        config["network"] |= _defaults(Network, ["side_branches", "channel_gate", "spatial_gate"])
     if job.training.schedule == "cosine":
         config["training"] |= _defaults(Training, ["step_epochs"])
     # Which films can be read, where it is not what it has been in all earlier trials.

@@ -153,7 +153,7 @@ def _fingerprints(job: Job, known: pa.Table) -> tuple[str, str]:
 
     def digest(without: Set[str]) -> str:
         config = job.model_dump(mode="json", include={"network", "loss", "augmentation", "training"})
-        config |= starting
+        config["network"]["weights"] = starting
         for key in without:
             del config["training"][key]
         config["archive"] = job.archive.model_dump(include={"max_pixels", "max_bytes"})  # which films can be read

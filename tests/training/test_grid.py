@@ -117,6 +117,7 @@ def test_a_trial_is_known_by_all_that_its_scores_depend_on_and_by_nothing_else()
         [{"loss": {"name": "cross_entropy", "alpha": alpha}} for alpha in (0.25, 0.5)],
         [{"loss": {"name": "focal", "literal_scale": literal}} for literal in (True, False)],
         [{"training": {"step_epochs": epochs}} for epochs in (5, 6)],
+        [{"network": {"name": "timm/resnet18", "channel_gate": gate}} for gate in (True, False)],
     ],
 )
 def test_what_a_recipe_does_not_look_at_makes_no_other_trial(changed: list[dict[str, Any]]) -> None:
@@ -138,6 +139,9 @@ def test_a_trial_is_known_by_what_its_starting_weights_hold(tmp_path: Path) -> N
     before = key()
     weights.write_bytes(b"two")
     assert key() != before
+    weights = weights.with_name("moved.safetensors")
+    weights.write_bytes(b"one")
+    assert key() == before
 
 
 def test_two_rows_of_one_recipe_are_refused() -> None:
