@@ -34,36 +34,38 @@ def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
     return predictions
 
 
-def require_joinable(films: pa.Table, job: Job) -> None:
+def require_joinable(films: pa.Table, job: Job, *, beside_dicom: bool) -> None:
     """Refuses, before films are screened, a job whose labels no evaluation could join with them afterwards.
 
-    Beside DICOM films no name is kept: their labels join by identifiers and paths as keyed hashes, or by image_id.
+    Where results hold no path of a film, labels join by identifiers and paths as keyed hashes, or by image_id.
 
     Args:
         films: The archive as it is listed (`catalog.build`).
         job: With the table of labels of evaluation.labels, else of archive.labels.
+        beside_dicom: DICOM files are among the films, or left out beside them.
 
     Raises:
-        ValueError: The table names DICOM films by file name; or the join takes the site's key and the environment has
-            none; a column is missing.
+        ValueError: The table names films by a file name or URI that is not kept; or the join takes the site's key and
+            the environment has none; a column is missing.
     """
-    uri = job.evaluation.labels or job.archive.labels
-    named = tables.known_pictures(films["format"])
-    dicom = pc.equal(films["format"], "dicom")
-    if not uri or not (pc.any(dicom).as_py() or not pc.any(named).as_py()):
+    uri, kept = job.evaluation.labels or job.archive.labels, job.output.keep_source_uri
+    if kept is None:
+        kept = not beside_dicom and pc.any(tables.known_pictures(films["format"])).as_py()
+    if not uri or kept:
         return
     table = storage.read_cells(uri)
     kinds = _columns(table, job.archive, uri)[0]
-    _check_key(named, table, kinds, uri)
+    _check_key(pa.chunked_array([pa.repeat(False, len(films))]), table, kinds, uri)
     if uri != job.archive.labels or kinds[0] in tables.KEYED:
         return
     keys = table[kinds[0]].combine_chunks()
-    known = films.filter(pc.and_(films["label"].is_valid(), pc.invert(named)))["image_id"]
+    known = films.filter(films["label"].is_valid())["image_id"]
     exact = pc.or_(pc.is_in(known, keys), pc.is_in(known, keyed_hashes(pa.chunked_array([keys])).combine_chunks()))
     if not pc.all(exact, min_count=0).as_py():
         raise ValueError(
-            f"{uri}: column {kinds[0]} names DICOM films by file name, which is not kept beside them, so they cannot "
-            "be joined after screening; name them by path below the archive, image_id, accession, study or instance"
+            f"{uri}: column {kinds[0]} names films by file name or URI, which results do not keep beside DICOM "
+            "films or with output.keep_source_uri = false, so they cannot be joined after screening; name them by path "
+            "below the archive, image_id, accession, study or instance"
         )
 
 

@@ -7,7 +7,7 @@ run of the model has taken is new, whenever it came. A second start in the same 
 from typing import Any, NamedTuple
 
 from pneumobatch import lease
-from pneumobatch.archive import catalog
+from pneumobatch.archive import catalog, left_out
 from pneumobatch.cluster import NoWorkerError
 from pneumobatch.config import Job
 from pneumobatch.evaluation.evaluate import Result, evaluate
@@ -46,7 +46,7 @@ def night(job: Job) -> Night:
         published = ledger.published(job.output.uri)
         ledger.require_site_key(published)
         films = catalog.build(job.archive, growing=True)
-        require_joinable(films, job)
+        require_joinable(films, job, beside_dicom=left_out.is_beside_dicom(films))
         tonight = _tonight(job, bundle)
         left = [run for run in _left(job, bundle) if run.run_id != tonight.run_id]
         records, unpublished = [], []

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pneumobatch import config, storage, tables
-from pneumobatch.evaluation.labels import join_labels, label_version, with_known_labels
+from pneumobatch.archive import catalog, left_out
+from pneumobatch.evaluation.labels import join_labels, label_version, require_joinable, with_known_labels
 from pneumobatch.identity import SITE_KEY, keyed_hash
 
 EXAMPLES = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,6 +101,31 @@ def test_a_stray_file_without_a_path_does_not_stop_joins_by_path(tmp_path, predi
 def test_joins_by_identifiers_are_refused_without_the_key(tmp_path, without_paths, column):
     with pytest.raises(ValueError, match=f"column {column} by keyed hashes only, and {SITE_KEY} is not set"):
         join_labels(without_paths, write(tmp_path, f"{column},label\nDoe,1\n"), config.Archive())
+
+
+@pytest.mark.parametrize(
+    ("exclude", "keep", "refused"),
+    [((), None, True), (("*.dcm",), None, True), ((), False, True), ((), True, False), (("*.dcm",), True, False)],
+)
+def test_names_that_results_do_not_keep_are_refused_before_films_are_screened(tmp_path, key, exclude, keep, refused):
+    for name in ("a.png", "b.png", "c.dcm"):
+        (tmp_path / "in" / "ward").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "ward" / name).write_bytes(b"")
+
+    def ask(row):
+        archive = {"uri": str(tmp_path / "in"), "exclude": exclude, "labels": write(tmp_path, f"path,label\n{row},1\n")}
+        job = config.Job.model_validate({"archive": archive, "output": {"keep_source_uri": keep}})
+        films = catalog.build(job.archive)
+        assert films["label"].to_pylist().count(1) == 1
+        require_joinable(films, job, beside_dicom=left_out.is_beside_dicom(films))
+
+    ask("ward/a.png")
+    for name in ("a.png", f"{tmp_path}/in/ward/a.png"):
+        if refused:
+            with pytest.raises(ValueError, match="path names films by file name or URI, which results do not keep"):
+                ask(name)
+        else:
+            ask(name)
 
 
 @pytest.mark.parametrize("text", ["accession,label\n", "path,label\n", "image_id,label,patient\n"])

@@ -229,7 +229,7 @@ def test_labels_that_only_a_key_could_join_are_refused_before_the_night(
         night(nightly)
     monkeypatch.setenv(SITE_KEY, "k")
     (tmp_path / "labels.csv").write_text("file,label\n1.dcm,1\n")
-    with pytest.raises(ValueError, match="names DICOM films by file name"):
+    with pytest.raises(ValueError, match="names films by file name or URI, which results do not keep beside DICOM"):
         night(nightly)
     assert ledger.published(str(tmp_path / "out")) == []
 
