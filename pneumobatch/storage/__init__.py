@@ -11,6 +11,7 @@ about three minutes, after what may pass (`persistence`).
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -227,6 +228,10 @@ def read_cells(uri: str) -> pa.Table:
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        # pandas makes 20261105001234 a float beside an empty cell, and Spark a decimal: as text 2.026…e+13, …34.00.
+        with suppress(pa.ArrowInvalid):
+            column = pc.cast(column, pa.int64())
     try:
         return pc.cast(column, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no UTF-8; lists

@@ -66,6 +66,18 @@ def test_columns_that_are_no_text_are_left_out(folder: Path, tmp_path: Path) -> 
     assert table["label"].drop_null().to_pylist() == [1]
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.decimal128(38, 10), pa.dictionary(pa.int32(), pa.int64())])
+def test_a_number_is_the_text_of_its_digits(kind: pa.DataType, tmp_path: Path) -> None:
+    accessions = pa.array([20261105001234, None, 17])
+    accessions = accessions.dictionary_encode() if pa.types.is_dictionary(kind) else accessions.cast(kind)
+    columns = {"accession": accessions, "label": [1.0, 0.0, None], "share": [0.5, 1.0, None]}
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    cells = storage.read_cells(str(tmp_path / "labels.parquet"))
+    assert cells["accession"].to_pylist() == ["20261105001234", None, "17"]
+    assert cells["label"].to_pylist() == ["1", "0", None]
+    assert cells["share"].to_pylist() == ["0.5", "1", None]
+
+
 def test_a_broken_label_table_is_named(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     pq.write_table(pa.table({"uri": ["DOE.png"] * 500, "label": [1] * 500}), file, compression="none")
