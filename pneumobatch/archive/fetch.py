@@ -27,7 +27,7 @@ WINDOW_BYTES = 64 << 20
 _BUFFER = 8 << 20
 """Bytes of a Parquet file that are read at a time."""
 
-_ROW = re.compile(r"(?P<file>.*\.parquet)#(?P<column>.*)#(?P<row>\d+)", re.DOTALL)
+_ROW = re.compile(r"(?P<file>.*\.parquet)#(?P<column>.*)#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
 
 class _Window:
@@ -144,7 +144,7 @@ def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
 
 def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:
     """Yields each image's bytes or error, in order; objects of a remote store are fetched concurrently."""
-    if not uris or "://" not in uris[0] or uris[0].startswith("file://") or ".parquet#" in uris[0]:
+    if not uris or "://" not in uris[0] or uris[0].startswith("file://") or ".parquet#" in uris[0].lower():
         yield from map(partial(fetch, limit=limit), uris)  # local files: a thread costs more than it hides
         return
     with ThreadPoolExecutor(CONCURRENCY) as pool:

@@ -12,7 +12,7 @@ from pneumobatch.config import plain
 
 _CLIMBS = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){1,2}([/\\]|%(25)*(2f|5c)|$)"
 """A part . or .., plain or encoded any number of times: what follows may be resolved by a store, a proxy or a disk."""
-_UNSAFE = rf"[\x00-\x1f]|\.parquet#|{_CLIMBS}"
+_UNSAFE = rf"[\x00-\x1f]|(?i:\.parquet)#|{_CLIMBS}"
 """Also what `fetch` takes for a row of a Parquet file: that file may be a link."""
 
 

@@ -21,7 +21,7 @@ SCHEMA = pa.schema({"path": pa.string(), "uri": pa.string(), "size": pa.int64(),
 Aside = Callable[[pa.Array, pa.Array], pa.Array]
 """(paths below the archive, URIs) → bool: what is no entry."""
 
-_ROW = re.compile(r"(?<=\.parquet)#\d{9,}$")
+_ROW = re.compile(r"(?i)(?<=\.parquet)#\d{9,}$")
 _ROWS = 1 << 16
 """Rows of a Parquet file that are read at a time."""
 
@@ -89,9 +89,9 @@ def _all(config: Archive, uri: str, aside: Aside, left_out: Counter[str]) -> Ite
             yield pa.record_batch([found["path"], found["uri"], found["size"], versions], schema=SCHEMA)
     elif storage.is_file(uri):
         folder = uri.rpartition("/")[0] or "/"
-        if uri.endswith(".parquet"):
+        if uri.lower().endswith(".parquet"):
             yield from _parquet(config, folder, storage.stat(uri))
-        elif uri.endswith(".csv"):
+        elif uri.lower().endswith(".csv"):
             yield from _manifest(config, folder, uri, _csv(config, uri))
         else:
             raise ValueError(
@@ -120,7 +120,7 @@ def _folder(config: Archive, uri: str, aside: Aside, left_out: Counter[str]) -> 
         uris = pc.binary_join_element_wise(base, batch["path"], "/")
         keep = pc.invert(aside(batch["path"], uris))
         found, uris = _kept(batch, keep, left_out, "excluded"), uris.filter(keep)
-        tabular = pc.ends_with(found["path"], ".parquet")
+        tabular = pc.ends_with(found["path"], ".parquet", ignore_case=True)
         images = images or not pc.all(tabular, min_count=0).as_py()
         if images and (tables or pc.any(tabular, min_count=0).as_py()):
             raise ValueError(

@@ -49,6 +49,24 @@ def test_parquet_manifest_stays_inside_its_roots(folder: Path) -> None:
     assert len(catalog.build(Archive(uri=str(manifest), roots=("/etc",)))) == 1
 
 
+def test_names_of_tables_may_be_in_capitals(folder: Path, tmp_path: Path) -> None:
+    images = [png(value) for value in range(3)]
+    (tmp_path / "IN").mkdir()
+    pq.write_table(pa.table({"bytes": images}), tmp_path / "IN" / "FILMS.PARQUET")
+    for uri in (tmp_path / "IN", tmp_path / "IN" / "FILMS.PARQUET"):
+        table = catalog.find_duplicates(catalog.build(Archive(uri=str(uri), include=("films.p*", "FILMS.PARQUET"))))
+        assert list(fetch.fetch_many(table["uri"].to_pylist())) == images
+        assert table["sha256"].null_count == 0
+    uris = catalog.build(Archive(uri=str(folder)))["uri"].to_pylist()
+    pq.write_table(pa.table({"uri": uris}), folder / "LIST.Parquet")
+    (folder / "LIST.CSV").write_text("\n".join(["uri", *uris]))
+    for name in ("LIST.Parquet", "LIST.CSV"):
+        assert catalog.build(Archive(uri=str(folder / name)))["uri"].to_pylist() == uris
+    pq.write_table(pa.table({"uri": [f"{tmp_path}/IN/FILMS.PARQUET#bytes#0"]}), folder / "LIST.Parquet")
+    with pytest.raises(ValueError, match="is a row of another table"):
+        catalog.build(Archive(uri=str(folder / "LIST.Parquet"), roots=(str(tmp_path),)))
+
+
 def test_images_in_parquet_keep_no_path(tmp_path: Path) -> None:
     pq.write_table(pa.table({"bytes": [png(1)]}), tmp_path / "DOE.parquet")
     assert catalog.publishable(catalog.build(Archive(uri=str(tmp_path))))["uri"].null_count == 1
