@@ -105,11 +105,15 @@ def _group_starts(uri: str) -> list[int]:
         return starts
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold encoded images."""
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(fits(kind) for fits in known)
+
+
 def _row(uri: str, column: str, row: int, limit: int | None) -> bytes:
     cell = _window.cell(uri, column, row)
-    if not (
-        pa.types.is_binary(cell.type) or pa.types.is_large_binary(cell.type) or pa.types.is_fixed_size_binary(cell.type)
-    ):
+    if not holds_bytes(cell.type):
         raise DamagedError("a cell of the Parquet archive holds no bytes")
     if limit is not None and cell.is_valid and cell.as_buffer().size > limit:
         raise storage.TooLargeError(f"an image is larger than {limit} bytes")

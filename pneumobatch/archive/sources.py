@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pneumobatch import storage
-from pneumobatch.archive import inventory, roots
+from pneumobatch.archive import fetch, inventory, roots
 from pneumobatch.archive.left_out import DICOM
 from pneumobatch.config import Archive
 
@@ -158,7 +158,7 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
     if column is None:
         raise _no_column(config, uri, names)
     if column == config.bytes_column:
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        if not fetch.holds_bytes(kind):
             raise ValueError(f"archive.uri: {uri}: column {column!r} (archive.bytes_column) holds {kind}, not bytes")
         if not 0 <= count <= file.size:  # of no byte at all is no image
             raise ValueError(f"archive.uri: {uri} is damaged: it claims {count} images, and is not as many bytes long")
@@ -170,7 +170,8 @@ def _parquet(config: Archive, folder: str, file: storage.File) -> Iterator[pa.Re
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # categories of pandas and polars
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 _TELLING = (PermissionError, FileNotFoundError)

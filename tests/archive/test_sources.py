@@ -49,6 +49,30 @@ def test_parquet_manifest_stays_inside_its_roots(folder: Path) -> None:
     assert len(catalog.build(Archive(uri=str(manifest), roots=("/etc",)))) == 1
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string(), ordered=True),
+    ],
+)
+def test_text_of_a_manifest_may_be_of_any_arrow_type(kind: pa.DataType, folder: Path) -> None:
+    listed = catalog.build(Archive(uri=str(folder)))
+    columns = {"uri": pa.array(listed["uri"].to_pylist()).cast(kind), "etag": pa.array(["x"] * len(listed)).cast(kind)}
+    pq.write_table(pa.table(columns), folder / "manifest.parquet", row_group_size=4)
+    assert catalog.build(Archive(uri=str(folder / "manifest.parquet"))).equals(listed)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3)])
+def test_bytes_may_be_of_any_arrow_type(kind: pa.DataType, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"bytes": pa.array([b"abc", None, b"def"], kind)}), tmp_path / "films.parquet")
+    uris = catalog.build(Archive(uri=str(tmp_path)))["uri"].to_pylist()
+    assert list(fetch.fetch_many(uris, limit=3)) == [b"abc", b"", b"def"]
+    assert isinstance(fetch.fetch(uris[2], limit=2), storage.TooLargeError)
+
+
 def test_names_of_tables_may_be_in_capitals(folder: Path, tmp_path: Path) -> None:
     images = [png(value) for value in range(3)]
     (tmp_path / "IN").mkdir()
