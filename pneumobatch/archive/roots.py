@@ -98,3 +98,15 @@ def absolute(values: pa.Array, folder: str) -> pa.Array:
 def place(uri: str) -> str:
     """A path or URI as entries are compared: absolute and plain."""
     return plain(storage.join(uri))
+
+
+def lead_to(uris: pa.Array, file: str) -> pa.Array:
+    """Whether each entry is the file (of `place`), by whatever links on either side.
+
+    Only entries of the file's ending are looked at: each asks the disk, and most are films.
+    """
+    if not file or "://" in file:
+        return pc.equal(uris, file)
+    real, ending = os.path.realpath(file), os.path.splitext(file)[1]  # noqa: PTH122
+    alike = uris.filter(pc.ends_with(uris, ending, ignore_case=True)).to_pylist()
+    return pc.is_in(uris, pa.array([uri for uri in alike if os.path.realpath(uri) == real], pa.string()))

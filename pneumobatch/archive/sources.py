@@ -40,11 +40,11 @@ def entries(config: Archive, left_out: Counter[str]) -> Iterator[pa.RecordBatch]
     if config.uri is None:
         raise ValueError("archive.uri is missing: give the folder, prefix or Parquet file of the images")
     included, excluded = _any(config.include), _any(config.exclude)
-    labels = config.labels and roots.place(config.labels)
+    labels = roots.place(config.labels) if config.labels else ""
 
     def aside(paths: pa.Array, uris: pa.Array) -> pa.Array:
         """Whether it is the label table, or excluded."""
-        is_labels = pc.equal(uris, labels or "")
+        is_labels = roots.lead_to(uris, labels)
         if not config.exclude:
             return is_labels
         return pc.or_(is_labels, pa.array([bool(excluded.match(path)) for path in paths.to_pylist()], pa.bool_()))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pneumobatch import storage
-from pneumobatch.archive import catalog, fetch
+from pneumobatch.archive import catalog, fetch, left_out
 from pneumobatch.config import Archive
 from tests.archive.conftest import png
 
@@ -71,6 +71,22 @@ def test_bytes_may_be_of_any_arrow_type(kind: pa.DataType, tmp_path: Path) -> No
     uris = catalog.build(Archive(uri=str(tmp_path)))["uri"].to_pylist()
     assert list(fetch.fetch_many(uris, limit=3)) == [b"abc", b"", b"def"]
     assert isinstance(fetch.fetch(uris[2], limit=2), storage.TooLargeError)
+
+
+def test_the_label_table_is_no_film_by_whatever_links_it_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "NORMAL" / "labels.csv").write_text("path,label\nother.png,1\n")
+    listed = catalog.build(Archive(uri=str(folder), exclude=("*.csv",)))
+    (tmp_path / "archive").symlink_to(folder)
+    (tmp_path / "current.CSV").symlink_to(folder / "NORMAL" / "labels.csv")
+    for uri in (folder, tmp_path / "archive"):
+        for labels in (folder / "NORMAL/labels.csv", tmp_path / "archive/NORMAL/labels.csv", tmp_path / "current.CSV"):
+            table = catalog.build(Archive(uri=str(uri), labels=str(labels)))
+            assert table["image_id"].equals(listed["image_id"])
+            assert left_out.counted(table) == {"excluded": 1}
+    (folder / "NORMAL" / "labels.csv").rename(tmp_path / "labels.csv")
+    (folder / "latest.csv").symlink_to(tmp_path / "labels.csv")
+    table = catalog.build(Archive(uri=str(folder), labels=str(tmp_path / "labels.csv")))
+    assert table["image_id"].equals(listed["image_id"])
 
 
 def test_names_of_tables_may_be_in_capitals(folder: Path, tmp_path: Path) -> None:
