@@ -90,9 +90,7 @@ class LabelTable:
         rows = pc.index_in(paths, self._keys)
         if rows.null_count:
             rows = pc.coalesce(rows, pc.index_in(ids, self._keys), pc.index_in(uris, self._keys))
-            spelled = pc.index_in(tables.one_spelling(paths), tables.one_spelling(self._keys))
-            rows = pc.coalesce(rows, pc.if_else(pc.is_in(spelled, pc.unique(rows.drop_null())), None, spelled))
             where = f"archive.labels: {self.uri}, column {self.key}"
-            rows = pc.coalesce(rows, tables.rows_by_file_name(rows, paths, self._keys, where))
+            rows = pc.coalesce(rows, tables.rows_by_name(rows, paths, self._keys, where))
         known = self._columns.take(rows)
         return pc.is_valid(rows), {column: known[column] for column in known.column_names}

@@ -58,10 +58,8 @@ def require_joinable(films: pa.Table, job: Job, *, beside_dicom: bool) -> None:
     _check_key(pa.chunked_array([pa.repeat(False, len(films))]), table, kinds, uri)
     if uri != job.archive.labels or kinds[0] in tables.KEYED:
         return
-    keys = table[kinds[0]].combine_chunks()
     known = films.filter(films["label"].is_valid())["image_id"]
-    exact = pc.or_(pc.is_in(known, keys), pc.is_in(known, keyed_hashes(pa.chunked_array([keys])).combine_chunks()))
-    if not pc.all(exact, min_count=0).as_py():
+    if _rows_by_id(known, table[kinds[0]].combine_chunks()).null_count:
         raise ValueError(
             f"{uri}: column {kinds[0]} names films by file name or URI, which results do not keep beside DICOM "
             "films or with output.keep_source_uri = false, so they cannot be joined after screening; name them by path "
@@ -182,14 +180,22 @@ def _rows(
     if keyed:
         yield pc.index_in(predictions[kind], keys, skip_nulls=True)
         return
-    paths = keyed_hashes(pa.chunked_array([keys])).combine_chunks()
     exact = pc.coalesce(
-        pc.index_in(predictions["image_id"], keys, skip_nulls=True),
-        pc.index_in(predictions["uri"], keys, skip_nulls=True),
-        pc.index_in(predictions["image_id"], paths, skip_nulls=True),
+        _rows_by_id(predictions["image_id"], keys), pc.index_in(predictions["uri"], keys, skip_nulls=True)
     )
     yield exact
-    yield tables.rows_by_file_name(exact, predictions["uri"], keys, uri)
+    yield tables.rows_by_name(exact, predictions["uri"], keys, uri)
+
+
+def _rows_by_id(ids: pa.ChunkedArray, keys: pa.Array) -> pa.ChunkedArray:
+    """Each film's row by its image_id, or by its path, of which that is the hash: as written, or spelled otherwise."""
+    composed = tables.one_spelling(keys)
+    others = (composed, pc.utf8_normalize(composed, form="NFD"))
+    rows = pc.index_in(ids, keys, skip_nulls=True)
+    for form in (keys, *(pc.if_else(pc.equal(other, keys), None, other) for other in others)):
+        hashes = keyed_hashes(pa.chunked_array([form])).combine_chunks()
+        rows = pc.coalesce(rows, tables.unless_named(pc.index_in(ids, hashes, skip_nulls=True), rows))
+    return rows
 
 
 def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri: str) -> None:

@@ -55,8 +55,21 @@ def one_spelling(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArra
     return pc.utf8_normalize(pc.utf8_trim_whitespace(texts), form="NFC")
 
 
-def rows_by_file_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.Array, where: str) -> pa.ChunkedArray:
-    """Finds the rows of a label table that name images by their file names, with or without ending.
+def unless_named(rows: pa.ChunkedArray, named: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Rows of a label table for images that none names better; NULL for others.
+
+    A row that names an image in full names no other that is spelled alike, or is called so in another folder.
+
+    Args:
+        rows: Row that each image is found by, or NULL.
+        named: Row that names each image better, or NULL.
+    """
+    return pc.if_else(pc.or_(pc.is_valid(named), pc.is_in(rows, pc.unique(named.drop_null()))), None, rows)
+
+
+def rows_by_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.Array, where: str) -> pa.ChunkedArray:
+    """Finds the rows of a label table that name images by their paths in another spelling, or by their file names,
+    with or without ending.
 
     Args:
         exact: Row of each image that a row names in full; NULL where none does.
@@ -70,13 +83,13 @@ def rows_by_file_name(exact: pa.ChunkedArray, paths: pa.ChunkedArray, keys: pa.A
     Raises:
         ValueError: A row fits several images.
     """
-    names = pc.if_else(pc.is_null(exact), pc.replace_substring_regex(paths, r"(?s)^.*/", ""), None)
+    paths, keys = one_spelling(paths), one_spelling(keys)
+    names = pc.replace_substring_regex(paths, r"(?s)^.*/", "")
     stems = pc.replace_substring_regex(names, r"(?s)\.[^.]*$", "")
-    keys = one_spelling(keys)
-    hits = (pc.index_in(one_spelling(texts), keys, skip_nulls=True) for texts in (names, stems))
-    # A row that names an image in full names no other that is called so in another folder.
-    used = pc.unique(exact.drop_null())
-    found = pc.coalesce(*(pc.if_else(pc.is_in(rows, used), None, rows) for rows in hits))
+    whole, *parts = (pc.index_in(texts, keys, skip_nulls=True) for texts in (paths, names, stems))
+    whole = unless_named(whole, exact)
+    exact = pc.coalesce(exact, whole)
+    found = pc.coalesce(whole, *(unless_named(rows, exact) for rows in parts))
     if len(pc.unique(found.drop_null())) < len(found) - found.null_count:
         raise ValueError(f"{where}: a file name fits several images; name them by their path below the archive")
     return found

@@ -68,6 +68,29 @@ def test_late_labels_join_by_the_hashed_path_where_no_path_is_kept(tmp_path, dic
     assert {i: v for i, v in enumerate(joined["label"].to_pylist()) if v is not None} == {3: 1, 5: 0}
 
 
+@pytest.mark.parametrize("film", ["M\u00fcller/1.png", "Mu\u0308ller/1.png"])
+@pytest.mark.parametrize("row", ["M\u00fcller/1.png", "Mu\u0308ller/1.png", " M\u00fcller/1.png "])
+def test_late_labels_join_by_a_path_however_it_is_spelled(tmp_path, without_paths, key, film, row):
+    films = put(without_paths, "image_id", [keyed_hash(film), *without_paths["image_id"].to_pylist()[1:]])
+    labels = write(tmp_path, f"path,label\n{row},1\n")
+    assert join_labels(films, labels, config.Archive())["label"].to_pylist()[:2] == [1, None]
+    (tmp_path / "in" / film).parent.mkdir(parents=True)
+    (tmp_path / "in" / film).with_suffix(".dcm").write_bytes(b"")
+    write(tmp_path, f"path,label\n{row.replace('png', 'dcm')},1\n")
+    job = config.Job(archive={"uri": str(tmp_path / "in"), "labels": labels})
+    listed = catalog.build(job.archive)
+    assert listed["label"].to_pylist() == [1]
+    require_joinable(listed, job, beside_dicom=True)
+
+
+def test_a_row_labels_no_other_film_that_is_spelled_alike(tmp_path, without_paths, key):
+    twins = [keyed_hash(name) for name in ("M\u00fcller/1.png", "Mu\u0308ller/1.png")]
+    films = put(without_paths, "image_id", [*twins, *without_paths["image_id"].to_pylist()[2:]])
+    for row, labels in (("M\u00fcller/1.png", [1, None]), ("Mu\u0308ller/1.png", [None, 1])):
+        found = join_labels(films, write(tmp_path, f"path,label\n{row},1\n"), config.Archive())["label"]
+        assert found.to_pylist()[:2] == labels
+
+
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
