@@ -204,38 +204,31 @@ def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         raise _damaged(uri) from None
 
 
-_LINES = csv.ParseOptions(newlines_in_values=True)
-
-
 def _csv(config: Archive, uri: str) -> Iterator[pa.RecordBatch]:
     try:
-        with storage.open_file(uri) as source, csv.open_csv(source, parse_options=_LINES) as reader:
+        with storage.open_file(uri) as source, csv.open_csv(source, parse_options=storage.LINES) as reader:
             names = reader.schema.names
         if config.uri_column not in names:
             raise _no_column(config, uri, names)
         kinds = {name: kind for name, kind in {config.uri_column: pa.string(), **_STATED}.items() if name in names}
-        if "size" in kinds and not _reads(uri, {"size": kinds["size"]}):
-            del kinds["size"]
-        options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
-        with storage.open_file(uri) as source:
-            yield from csv.open_csv(source, parse_options=_LINES, convert_options=options)
+        try:
+            table = _cells(uri, kinds)
+        except pa.ArrowInvalid:
+            if kinds.pop("size", None) is None:
+                raise
+            table = _cells(uri, kinds)  # it is no size
     except pa.ArrowException:
         raise ValueError(
             f"archive.uri: {uri} is no readable CSV table; save it as UTF-8, each row with as many cells as the first"
         ) from None
+    yield from table.to_batches(_ROWS)
 
 
-def _reads(uri: str, kinds: dict[str, pa.DataType]) -> bool:
-    """Whether all cells of a CSV table's columns are of these types."""
+def _cells(uri: str, kinds: dict[str, pa.DataType]) -> pa.Table:
+    """Columns of a CSV table, of these types."""
     options = csv.ConvertOptions(include_columns=list(kinds), column_types=kinds)
-    try:
-        with (
-            storage.open_file(uri) as source,
-            csv.open_csv(source, parse_options=_LINES, convert_options=options) as reader,
-        ):
-            return all(len(batch) for batch in reader)
-    except pa.ArrowInvalid:
-        return False
+    with storage.open_file(uri) as source:
+        return csv.read_csv(source, parse_options=storage.LINES, convert_options=options)
 
 
 def _manifest(config: Archive, folder: str, uri: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

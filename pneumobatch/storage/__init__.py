@@ -27,9 +27,9 @@ from pneumobatch.storage.persistence import TooLargeError
 from pneumobatch.storage.s3_clients import connection
 
 __all__ = [
-    "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "hidden", "is_file", "is_folder",
-    "join", "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan", "stat",
-    "write_bytes", "write_table",
+    "LINES", "File", "TooLargeError", "create_bytes", "delete", "encode", "filesystem", "hidden", "is_file",
+    "is_folder", "join", "list_files", "open_file", "read_bytes", "read_cells", "read_schema", "read_table", "scan",
+    "stat", "write_bytes", "write_table",
 ]  # fmt: skip
 
 
@@ -188,6 +188,10 @@ def read_schema(uri: str) -> pa.Schema:
         return pq.read_schema(source)
 
 
+LINES = csv.ParseOptions(newlines_in_values=True)
+"""How a CSV table is cut into rows: a cell may hold a report of several lines."""
+
+
 def read_cells(uri: str) -> pa.Table:
     """Reads a CSV or Parquet table with every column as text: a key such as 0012 must keep its zeros.
 
@@ -211,12 +215,11 @@ def read_cells(uri: str) -> pa.Table:
             table = pq.read_table(pa.BufferReader(data))
             table.validate(full=True)  # what claims to be text is UTF-8
         else:
-            lines = csv.ParseOptions(newlines_in_values=True)
             # Closed, as its thread may abort a process that ends before it.
-            with csv.open_csv(pa.BufferReader(data), parse_options=lines) as reader:
+            with csv.open_csv(pa.BufferReader(data), parse_options=LINES) as reader:
                 names = reader.schema.names
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
-            table = csv.read_csv(pa.BufferReader(data), parse_options=lines, convert_options=as_text)
+            table = csv.read_csv(pa.BufferReader(data), parse_options=LINES, convert_options=as_text)
     except (pa.ArrowException, OSError):
         raise ValueError(
             f"{uri}: not a readable CSV or Parquet table; save CSV as UTF-8, each row with as many cells as the first"
