@@ -173,7 +173,6 @@ def _objects(batch: pa.RecordBatch, bucket: str, encoded: bool, allowed: Roots) 
     except pa.ArrowInvalid:
         raise ValueError(f"archive.uri: a Size of {allowed.manifest} is no number") from None
     tags = batch.column("etag").cast(pa.string()) if "etag" in batch.schema.names else pa.nulls(len(batch), pa.string())
-    tags = pc.utf8_trim(tags, '"')
     columns = {"path": allowed.below(uris), "uri": uris, "size": sizes, "version": tags}
     found = pa.record_batch(columns)
     found = found.filter(pc.is_valid(found["path"]))

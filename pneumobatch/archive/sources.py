@@ -72,7 +72,11 @@ def _seen(batch: pa.RecordBatch, left_out: Counter[str]) -> pa.RecordBatch:
 
 
 def versioned(sizes: pa.Array, versions: pa.Array) -> pa.Array:
-    """Size and the store's version as one text; NULL without a version: a size may stay when the object changes."""
+    """Size and the store's version as one text; NULL without a version: a size may stay when the object changes.
+
+    A store's answers, and so manifests that were written of them, have entity tags in quotes; a listing has none.
+    """
+    versions = pc.utf8_trim(versions, '"')
     both = pc.binary_join_element_wise(pc.cast(sizes, pa.string()), versions, ":", null_handling="replace")
     return pc.if_else(pc.not_equal(versions, ""), both, None)
 

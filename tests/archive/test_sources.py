@@ -2,12 +2,14 @@
 
 import os
 import zipfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from pneumobatch import storage
 from pneumobatch.archive import catalog, fetch, left_out
@@ -158,15 +160,13 @@ def _write(path: Path, uris: list[str]) -> None:
 def test_a_manifest_may_state_sizes_and_tags(s3: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{s3}/a.png", b"123")
     (file,) = storage.list_files(s3)
-    for suffix in ("csv", "parquet"):
+    for suffix, tag in product(("csv", "parquet"), (file.version, f'"{file.version}"')):  # as boto3 answers
         manifest = tmp_path / f"m.{suffix}"
+        columns = {"uri": [f"{s3}/a.png"], "size": [3], "etag": pa.array([tag], pa.large_string())}
         if suffix == "csv":
-            manifest.write_text(f"uri,size,etag\n{s3}/a.png,3,{file.version}\n")
+            csv.write_csv(pa.table(columns), manifest)
         else:
-            pq.write_table(
-                pa.table({"uri": [f"{s3}/a.png"], "size": [3], "etag": pa.array([file.version], pa.large_string())}),
-                manifest,
-            )
+            pq.write_table(pa.table(columns), manifest)
         assert catalog.build(Archive(uri=str(manifest), roots=(s3,))).equals(catalog.build(Archive(uri=s3)))
 
 
