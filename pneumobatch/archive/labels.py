@@ -80,7 +80,7 @@ class LabelTable:
         columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
         # Of several rows for one image the last counts; `index_in` finds the first.
         backwards = pa.array(range(len(table) - 1, -1, -1), pa.int64())
-        self._keys = table[self.key].take(backwards).combine_chunks()
+        self._keys = tables.plain_keys(table[self.key]).take(backwards).combine_chunks()
         self._columns = pa.table(columns).take(backwards)
 
     def find(

@@ -87,9 +87,9 @@ class Roots:
 def absolute(values: pa.Array, folder: str) -> pa.Array:
     """Entries as a manifest states them → absolute paths or URIs; relative ones lie below `folder`.
 
-    Local ones get the one way of writing that a listing has: a file must not have two ids.
+    Local ones get the one way of writing that a listing has: a file must not have two ids. Spark writes `file:/data`.
     """
-    values = pc.replace_substring_regex(values, "^file://", "")
+    values = pc.replace_substring_regex(values, "^file:(?://|(/))", r"\1")
     relative = pc.invert(pc.match_substring_regex(values, "^/|://"))
     uris = pc.if_else(relative, pc.binary_join_element_wise(plain(folder), values, "/"), values)
     return pc.if_else(pc.match_substring(uris, "://"), uris, pc.replace_substring_regex(uris, r"/(\./|/)+", "/"))

@@ -59,7 +59,7 @@ def require_joinable(films: pa.Table, job: Job, *, beside_dicom: bool) -> None:
     if uri != job.archive.labels or kinds[0] in tables.KEYED:
         return
     known = films.filter(films["label"].is_valid())["image_id"]
-    if _rows_by_id(known, table[kinds[0]].combine_chunks()).null_count:
+    if _rows_by_id(known, tables.plain_keys(table[kinds[0]]).combine_chunks()).null_count:
         raise ValueError(
             f"{uri}: column {kinds[0]} names films by file name or URI, which results do not keep beside DICOM "
             "films or with output.keep_source_uri = false, so they cannot be joined after screening; name them by path "
@@ -174,7 +174,7 @@ def _rows(
 ) -> Iterator[pa.ChunkedArray]:
     """Yields each prediction's row in the label table, or NULL, by one way of naming it after the other."""
     keyed = kind in tables.KEYED
-    keys = keyed_hashes(cells, kind) if keyed else cells
+    keys = keyed_hashes(cells, kind) if keyed else tables.plain_keys(cells)
     _check_unique(keys, labels, kind, uri)
     keys = keys.combine_chunks()
     if keyed:

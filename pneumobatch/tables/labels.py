@@ -50,6 +50,11 @@ def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     return pa.chunked_array([classes.take(spelled.indices)])
 
 
+def plain_keys(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What cells name: file:///data/a.png, Spark's file:/data/a.png, is /data/a.png; ./a.png of `find` is a.png."""
+    return pc.replace_substring_regex(cells, r"^(?:\./|file:(?://)?(/))", r"\1")
+
+
 def one_spelling(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Names in the one way of writing them: systems compose ü or not, and exports pad cells."""
     return pc.utf8_normalize(pc.utf8_trim_whitespace(texts), form="NFC")

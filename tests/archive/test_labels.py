@@ -253,9 +253,18 @@ def test_a_row_that_names_a_film_names_no_other_that_is_spelled_alike(tmp_path: 
 
 def test_a_manifest_may_be_its_own_table_of_labels(folder: Path) -> None:
     manifest = folder.parent / "films.csv"
-    manifest.write_text(f"uri,label\n{folder}/other.png,1\nfilms/NORMAL/IM-0001-0001.png,0\n")
-    table = catalog.build(Archive(uri=str(manifest), labels=str(manifest)))
-    assert {Path(row["uri"]).name: row["label"] for row in table.to_pylist()} == {"other.png": 1, "IM-0001-0001.png": 0}
+    for head in ("", "file://", "file:"):  # file: of Spark
+        manifest.write_text(f"uri,label\n{head}{folder}/other.png,1\nfilms/NORMAL/IM-0001-0001.png,0\n")
+        table = catalog.build(Archive(uri=str(manifest), labels=str(manifest)))
+        labels = {Path(row["uri"]).name: row["label"] for row in table.to_pylist()}
+        assert labels == {"other.png": 1, "IM-0001-0001.png": 0}
+        assert table["bytes"].null_count == 0
+
+
+def test_paths_may_be_those_of_find(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label\n./other.png,1\n./NORMAL/IM-0001-0001.png,0\n")
+    table = catalog.build(Archive(uri=str(folder), labels=str(tmp_path / "labels.csv")))
+    assert sorted(table["label"].drop_null().to_pylist()) == [0, 1]
 
 
 @pytest.mark.parametrize(
