@@ -1,7 +1,8 @@
 """All runs of an output together: which are published, which were left unfinished, and what no run has taken yet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -15,7 +16,7 @@ from pneumobatch import storage, tables
 from pneumobatch.archive import left_out
 from pneumobatch.identity import SITE_KEY, key_check
 from pneumobatch.screening.budget import PASSING
-from pneumobatch.screening.runs import read_json
+from pneumobatch.screening.runs import Run, read_json
 from pneumobatch.tables import Status
 
 _KEY = ["image_id", "version", "status", "reason", "duplicate_of", "format"]
@@ -98,9 +99,7 @@ def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> p
     taken = [
         storage.read_table(storage.join(output, "_staging", run, "catalog.parquet"), ["image_id"]) for run in pinned
     ]
-    with duckdb.connect() as connection:
-        connection.register("films", films.select(["image_id", "version", "format"]))
-        connection.register("done", _done(output, model_id))
+    with _compared(output, model_id, films) as connection:
         connection.register("taken", pa.concat_tables([_DONE.empty_table().select(["image_id"]), *taken]))
         fresh = connection.sql(
             f"""
@@ -117,16 +116,37 @@ def new(output: str, model_id: str, films: pa.Table, pinned: Sequence[str]) -> p
             SELECT image_id FROM (FROM changed UNION FROM copies) WHERE image_id NOT IN (FROM taken)
             """,  # noqa: S608 - all of it is written here
             params=[list(PASSING)],
-        ).to_arrow_table()
-        connection.register("fresh", fresh)
-        dicom = connection.sql(
-            f"""
-            SELECT EXISTS (FROM done WHERE format = 'dicom') OR EXISTS (
-                FROM films f LEFT JOIN ({_LATEST}) l USING (image_id) WHERE image_id NOT IN (FROM fresh)
-                AND coalesce(l.format, f.format, '') NOT IN ('jpeg', 'png'))
-            """  # noqa: S608
-        ).fetchall()
-    found = films.filter(pc.is_in(films["image_id"], fresh["image_id"].combine_chunks()))
+        ).to_arrow_table()["image_id"]
+        return _marked(connection, films.filter(pc.is_in(films["image_id"], fresh.combine_chunks())), fresh)
+
+
+def marked(run: Run, films: pa.Table) -> pa.Table:
+    """Marks the archive's films by `left_out.beside_dicom`, as `new` does, for a run that takes all or was begun."""
+    own = films
+    if run.pin:
+        own = storage.read_table(storage.join(run.staging, "catalog.parquet"), ["image_id"])
+    with _compared(run.job.output.uri, run.bundle.model_id, films) as connection:
+        return _marked(connection, films, own["image_id"])
+
+
+@contextmanager
+def _compared(output: str, model_id: str, films: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The films and what became of them, to ask about in SQL."""
+    with duckdb.connect() as connection:
+        connection.register("films", films.select(["image_id", "version", "format"]))
+        connection.register("done", _done(output, model_id))
+        yield connection
+
+
+def _marked(connection: duckdb.DuckDBPyConnection, found: pa.Table, own: pa.ChunkedArray) -> pa.Table:
+    connection.register("own", pa.table({"image_id": own}))
+    dicom = connection.sql(
+        f"""
+        SELECT EXISTS (FROM done WHERE format = 'dicom') OR EXISTS (
+            FROM films f LEFT JOIN ({_LATEST}) l USING (image_id) WHERE image_id NOT IN (FROM own)
+            AND coalesce(l.format, f.format, '') NOT IN ('jpeg', 'png'))
+        """  # noqa: S608
+    ).fetchall()
     return left_out.beside_dicom(found) if dicom == [(True,)] else found
 
 

@@ -82,6 +82,8 @@ def _finished(run: Run, tonight: Run, uri: str, films: Any, held: lease.Lease, l
     if run is tonight and not run.pin:
         pinned = [other.run_id for other in left if not other.record]  # by now: those that failed again
         films = ledger.new(run.job.output.uri, run.bundle.model_id, films, pinned)
+    else:
+        films = ledger.marked(run, films)
     run.accepted = lambda: ledger.failing(run.job.output.uri, run.bundle.model_id)
     return finish(run, uri, films, held)
 

@@ -63,7 +63,7 @@ def screen(job: Job) -> dict[str, Any]:
         if run.record:
             return already(run)
         ledger.require_site_key(ledger.published(job.output.uri))
-        return finish(run, uri, catalog.build(job.archive), held)
+        return finish(run, uri, ledger.marked(run, catalog.build(job.archive)), held)
 
 
 def already(run: Run) -> dict[str, Any]:

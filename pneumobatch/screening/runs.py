@@ -100,6 +100,8 @@ class Run:
                 "beside_dicom": left_out.is_beside_dicom(films),
             }  # fmt: skip
             storage.write_bytes(storage.join(self.staging, "run.json"), json.dumps(self.pin, indent=2).encode())
+        # DICOM files may have come since then.
+        self.pin["beside_dicom"] = self.pin.get("beside_dicom") or left_out.is_beside_dicom(films)
         self.catalogue = storage.read_table(pinned)
         pinned_ids = self.catalogue["image_id"].combine_chunks()
         self.films = _kept(films, pc.is_in(films["image_id"], pinned_ids))

@@ -1,5 +1,6 @@
 """A run on disk, without an engine: films are scored by this hand, and the run stages, checks and publishes them."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -23,6 +24,7 @@ from pneumobatch.screening.runs import Run
 from pneumobatch.screening.scorer import Plan, Scorer
 from pneumobatch.screening.verify import verify
 from tests.screening.nights import job, write
+from tests.screening.nights import rows as rows_of
 
 
 @pytest.fixture
@@ -40,11 +42,11 @@ def start(bundle_uri: str, tmp_path: Path) -> Callable[[], Run]:
     return begun
 
 
-def score(run: Run, probability: float | None = 0.25, copies: Mapping[str, str] = {}) -> None:
+def score(run: Run, probability: float | None = 0.25, copies: Mapping[str, str] = {}, kind: str = "png") -> None:
     """Stages a row for every film, as a scorer would; `copies` have the bytes of another film."""
     now = datetime.now(UTC)
     told = {
-        "status": "scored", "reason": None, "format": "png", "patient": None, "probability": probability,
+        "status": "scored", "reason": None, "format": kind, "patient": None, "probability": probability,
         "scored_at": now,
     }  # fmt: skip
     films = run.films.select(["image_id", "version"]).to_pylist()
@@ -160,6 +162,25 @@ def test_a_plain_run_under_another_site_key_is_refused(
     with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was when run was published"):
         pipeline.screen(job(tmp_path, run.job.screening.bundle or "", nightly=False, run_id="by-hand"))
     assert len(ledger.published(str(tmp_path / "out"))) == 1
+
+
+@pytest.mark.parametrize("told_by", ["name", "published run"])
+def test_paths_stay_behind_where_dicom_came_after_the_run_was_begun(
+    start: Callable[[], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    """A night of pictures that is over budget or was killed is finished beside the DICOM films of the nights since."""
+    run = start()
+    (tmp_path / "in" / ("1.dcm" if told_by == "name" else "IM0001")).write_bytes(b"DICM")
+    if told_by == "published run":
+        since = Run(run.job, run.bundle, "since")
+        since.begin(catalog.build(run.job.archive))
+        score(since, kind="dicom")
+        publish(since)
+    monkeypatch.setattr(cluster, "engine", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(pipeline, "_scored", lambda *taken: score(taken[0]) or {})
+    record = pipeline.screen(run.job)
+    assert record["beside_dicom"]
+    assert [row["uri"] for row in rows_of(tmp_path, record)] == [None] * 3
 
 
 @pytest.mark.parametrize(
