@@ -68,7 +68,7 @@ def evaluate(job: Job, explain: Explain | None = None) -> Result:
         ValueError: There is no such run, or labels and predictions do not fit together.
     """
     record, predictions, runs = load(job)
-    predictions = _publishable(with_known_labels(predictions, job), record, job)
+    predictions = _publishable(with_known_labels(predictions, job, record.get("site_key")), record, job)
     bundle = find_bundle(record)
     summary = summarise(predictions, job.evaluation, record, bundle.prevalence)
     own = predictions.filter(pc.equal(predictions["run_id"], record["run_id"]))

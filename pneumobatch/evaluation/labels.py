@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pneumobatch import storage, tables
 from pneumobatch.config import Archive, Job
-from pneumobatch.identity import SITE_KEY, has_key, keyed_hashes
+from pneumobatch.identity import SITE_KEY, has_key, key_check, keyed_hashes
 
 IMAGE_ID = r"^[0-9a-f]{32}$"
 
@@ -20,18 +20,25 @@ WIDEST_LAST = ("instance", "study", "accession")
 """Identifiers of a label table's further columns: of one image, of a study, of an order of several."""
 
 
-def with_known_labels(predictions: pa.Table, job: Job) -> pa.Table:
+def with_known_labels(predictions: pa.Table, job: Job, screened_under: str | None = None) -> pa.Table:
     """Gives films the labels of evaluation.labels, else of archive.labels, else those they were screened with.
+
+    Args:
+        predictions: As `join_labels`.
+        job: Names the tables.
+        screened_under: As `join_labels`.
 
     Raises:
         ValueError: As `join_labels`; evaluation.labels fits no film at all. A table of archive.labels, or of
             a nightly job, may: it grows.
     """
     if job.evaluation.labels:
-        return join_labels(predictions, job.evaluation.labels, job.archive, growing=job.screening.nightly)
-    if job.archive.labels:
-        return join_labels(predictions, job.archive.labels, job.archive, growing=True)
-    return predictions
+        uri, growing = job.evaluation.labels, job.screening.nightly
+    elif job.archive.labels:
+        uri, growing = job.archive.labels, True
+    else:
+        return predictions
+    return join_labels(predictions, uri, job.archive, growing=growing, screened_under=screened_under)
 
 
 def require_joinable(films: pa.Table, job: Job, *, beside_dicom: bool) -> None:
@@ -87,7 +94,9 @@ def _counted() -> pc.Expression:
     return (pc.field("status") == tables.Status.SCORED) & pc.field("label").is_valid()
 
 
-def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: bool = False) -> pa.Table:
+def join_labels(
+    predictions: pa.Table, uri: str, archive: Archive, *, growing: bool = False, screened_under: str | None = None
+) -> pa.Table:
     """Replaces the predictions' labels by those of a CSV or Parquet table.
 
     The key column names images by image_id, uri, path below the archive, or file name (with or without ending). Rows
@@ -100,10 +109,11 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
         uri: The table of labels.
         archive: Names of its columns.
         growing: A table that fits no image yet is no error.
+        screened_under: `identity.key_check` of the site's key that the films' hashes were made with; None: unknown.
 
     Raises:
         ValueError: A column is missing, a label is unreadable, a key has two labels or fits several images, no key
-            fits, or the join needs the site's key and the environment has none.
+            fits, or the join needs the site's key and the environment has none, or another than the run had.
     """
     table = storage.read_cells(uri)
     kinds, label = _columns(table, archive, uri)
@@ -112,7 +122,7 @@ def join_labels(predictions: pa.Table, uri: str, archive: Archive, *, growing: b
     order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
     table, labels = table.take(order), labels.take(order)
     scored = predictions["uri"].filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
-    _check_key(scored.is_valid(), table, kinds, uri)
+    _check_key(scored.is_valid(), table, kinds, uri, screened_under)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
     named = pa.chunked_array([pa.repeat(False, len(table))])
     for kind in kinds:
@@ -149,23 +159,27 @@ def _columns(table: pa.Table, archive: Archive, uri: str) -> tuple[list[str], st
     return [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names], label
 
 
-def _check_key(named: pa.ChunkedArray, table: pa.Table, kinds: list[str], uri: str) -> None:
-    """Refuses a join that could only be made on identifiers when there is no secret to hash them with.
+def _check_key(
+    named: pa.ChunkedArray, table: pa.Table, kinds: list[str], uri: str, screened_under: str | None = None
+) -> None:
+    """Refuses a join that could only be made on identifiers when there is no secret to hash them with, or another.
 
     Args:
         named: Whether a film's path is known, film by film.
         table: The labels.
         kinds: Its columns that name films.
         uri: Where it lies.
+        screened_under: As in `join_labels`: under another key no label would fit, as if none were known yet.
     """
-    if has_key() or not len(table):
+    if not len(table) or (has_key() and screened_under in {None, key_check()}):
         return
     named_by_id = kinds[0] not in tables.KEYED and pc.all(pc.match_substring_regex(table[kinds[0]], IMAGE_ID)).as_py()
     if kinds[0] in tables.KEYED or not (pc.all(named, min_count=0).as_py() or named_by_id):
         raise ValueError(
             f"{uri}: the run's films can be joined with column {', '.join(kinds)} by keyed hashes only, and {SITE_KEY} "
-            "is not set; set it to the secret that the archive was screened with, name the images by image_id, or "
-            "leave the label table out to use the labels known at screening"
+            f"is {'another than at screening' if has_key() else 'not set'}; set it to the secret that the archive was "
+            "screened with, name the images by image_id, or leave the label table out to use the labels known at "
+            "screening"
         )
 
 

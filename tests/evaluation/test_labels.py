@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pneumobatch import config, storage, tables
 from pneumobatch.archive import catalog, left_out
 from pneumobatch.evaluation.labels import join_labels, label_version, require_joinable, with_known_labels
-from pneumobatch.identity import SITE_KEY, keyed_hash
+from pneumobatch.identity import SITE_KEY, key_check, keyed_hash
 
 EXAMPLES = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPELLINGS = {1: ["1", "PNEUMONIA", "true"], 0: ["0", "normal", "False"], None: ["pending", "", "unknown", "Pending "]}
@@ -149,6 +149,19 @@ def test_names_that_results_do_not_keep_are_refused_before_films_are_screened(tm
                 ask(name)
         else:
             ask(name)
+
+
+@pytest.mark.parametrize("text", ["path,label\nward/Doe_3.dcm,1\n", "accession,label\nA001,1\n"])
+def test_labels_are_not_lost_under_another_key_than_at_screening(tmp_path, dicom, text, monkeypatch):
+    """A table that grows may fit no film: under a key of its own none would, and the report would tell of no label."""
+    job = config.Job(archive={"labels": write(tmp_path, text)})
+    key_then = key_check()
+    assert with_known_labels(dicom, job, key_then)["label"].null_count < len(dicom)
+    monkeypatch.setenv(SITE_KEY, "mistyped")
+    with pytest.raises(ValueError, match=f"{SITE_KEY} is another than at screening"):
+        with_known_labels(dicom, job, key_then)
+    by_id = config.Job(archive={"labels": write(tmp_path, f"image_id,label\n{dicom['image_id'][0]},1\n")})
+    assert with_known_labels(dicom, by_id, key_then)["label"].null_count == len(dicom) - 1
 
 
 @pytest.mark.parametrize("text", ["accession,label\n", "path,label\n", "image_id,label,patient\n"])
