@@ -84,6 +84,7 @@ def finish(run: Run, uri: str, films: pa.Table, held: lease.Lease) -> dict[str, 
         held: The lease under which it works.
     """
     started = time.monotonic()
+    run.check = held.check
     todo = run.begin(films)
     say(f"run {run.run_id}: {len(run.catalogue)} images, {len(todo)} to do, {run.bundle.model_id}")
     without = left_out.counted(films)

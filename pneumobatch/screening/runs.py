@@ -63,6 +63,8 @@ class Run:
         self.identity = {"model_id": bundle.model_id, "configuration": fingerprint(job), "site_key": key_check()}
         self.accepted: Callable[[], pa.ChunkedArray] = lambda: pa.chunked_array([], pa.string())
         """Finds the ids of films that failed in a published run before: they do not count against the budget again."""
+        self.check: Callable[[], None] = lambda: None
+        """Raises where another start has taken the run over (`lease.Lease.check`): what is staged is the other's."""
         self._waiting: list[pa.Table] = []
         self._started = self._flushed = time.monotonic()
         self.refresh()
@@ -131,6 +133,7 @@ class Run:
     def flush(self) -> None:
         """Writes the rows that wait as one part."""
         if self._waiting:
+            self.check()
             part = storage.join(self.staging, "parts", f"{uuid.uuid4().hex}.parquet")
             storage.write_table(part, pa.concat_tables(self._waiting).replace_schema_metadata(None))
             self._waiting = []
@@ -149,9 +152,10 @@ class Run:
 
         Raises:
             OverBudgetError: More images failed than the failure budget allows.
-            RuntimeError: The counts do not reconcile.
+            RuntimeError: The counts do not reconcile, or another start has taken the run over.
         """
         self.flush()
+        self.check()
         scored = pc.is_in(self.films["image_id"], self._parts(["image_id"])["image_id"].combine_chunks())
         lost = len(self.films) - pc.sum(scored, min_count=0).as_py()
         if lost:

@@ -17,6 +17,7 @@ import pytest
 from pneumobatch import cluster, storage
 from pneumobatch.archive import catalog
 from pneumobatch.identity import SITE_KEY
+from pneumobatch.lease import HeldError
 from pneumobatch.models import bundle as bundles
 from pneumobatch.models import hardware
 from pneumobatch.screening import ledger, pipeline, runs
@@ -162,6 +163,29 @@ def test_a_plain_run_under_another_site_key_is_refused(
     with pytest.raises(ValueError, match=f"{SITE_KEY} is not what it was when run was published"):
         pipeline.screen(job(tmp_path, run.job.screening.bundle or "", nightly=False, run_id="by-hand"))
     assert len(ledger.published(str(tmp_path / "out"))) == 1
+
+
+@pytest.mark.parametrize("staging", [True, False])
+def test_who_was_silent_for_too_long_stops_where_it_stands(
+    start: Callable[[], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staging: bool
+) -> None:
+    """The other has published the run by then: nothing is staged anew, and no film is missed that it has scored."""
+
+    def overtaken(run: Run, *_: Any) -> dict[str, Any]:
+        (held,) = (tmp_path / "out" / "_leases" / "run").glob("*.json")
+        held.with_name(f"{int(held.stem) + 1:08d}.json").write_bytes(held.read_bytes())
+        storage.delete(run.staging)
+        if staging:
+            score(run)
+            run.flush()
+        return {}
+
+    run = start()
+    monkeypatch.setattr(cluster, "engine", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(pipeline, "_scored", overtaken)
+    with pytest.raises(HeldError, match="has taken its run over"):
+        pipeline.screen(run.job)
+    assert not Path(run.staging).exists()
 
 
 @pytest.mark.parametrize("told_by", ["name", "published run"])
