@@ -16,7 +16,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,6 +261,17 @@ def _submitted(client: "JobSubmissionClient", verb: str, name: str, folder: str,
 
 async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetails":
     """Prints the log as it comes; returns the job once it has ended and its log is whole."""
+    async with aclosing(_told(client, submission)) as told:
+        async for text in told:
+            if not isinstance(text, str):
+                return text
+            sys.stdout.write(text)  # not where connections are mended: a reader that goes away is none of them
+            sys.stdout.flush()
+    raise AssertionError("a log ends with its job")
+
+
+async def _told(client: "JobSubmissionClient", submission: str) -> "AsyncGenerator[str | JobDetails, None]":
+    """Yields the log as it comes, over lost connections; last the job, once it has ended and its log is whole."""
     shown, pauses, details = 0, _pauses(), None
     while True:
         try:
@@ -270,11 +282,11 @@ async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetai
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
                     pauses = _pauses()
                     new, skip = text[skip:], max(skip - len(text), 0)
-                    sys.stdout.write(new)
-                    sys.stdout.flush()
                     shown += len(new)
+                    yield new
             if details.status.is_terminal():  # before its log was read: nothing came after it
-                return details
+                yield details
+                return
             pauses = _pauses()
             await asyncio.sleep(0.5)  # its last words may come before its status does
         except TimeoutError:
@@ -283,7 +295,8 @@ async def _followed(client: "JobSubmissionClient", submission: str) -> "JobDetai
             pause = next(pauses, None)
             if details and details.status.is_terminal() and (pause or 30) > 4:
                 say("the end of its log cannot be read")
-                return details
+                yield details
+                return
             if pause is None:
                 raise RuntimeError(
                     f"the cluster does not answer; if it comes back, pneumobatch logs {submission} follows the job"

@@ -5,8 +5,10 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import tomllib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -246,6 +248,27 @@ def test_a_night_that_is_not_over_is_followed_by_the_next_one(capsys: pytest.Cap
     followed = submit._submitted(client, "screen", name, ".", night.cluster)
     assert followed == f"screen-2026-01-01-{digest}-2"
     assert capsys.readouterr().err == f"{followed} is running: following it\n"
+
+
+def test_a_reader_of_the_log_that_goes_away_is_no_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        asked = 0
+
+        def get_job_info(self, _: str) -> object:
+            self.asked += 1
+            assert self.asked == 1  # and not for ever
+            return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: False))
+
+        async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+            yield "a line of the log\n"
+
+    def gone(_: str) -> None:  # as in `pneumobatch logs ID | head`
+        raise BrokenPipeError
+
+    client: Any = Client()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=gone, flush=lambda: None))
+    with pytest.raises(BrokenPipeError):
+        submit.follow(client, "screen-1")
 
 
 def test_how_long_to_wait_for_workers_travels_and_changes_no_id(
