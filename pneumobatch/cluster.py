@@ -117,7 +117,7 @@ def engine(config: Cluster) -> Iterator[Resources]:
     Inside an engine that is already connected (tests, several verbs in one process) it is used as it is.
 
     Raises:
-        ValueError: The named cluster does not answer.
+        ValueError: The named cluster does not answer, or what is named is a server of another kind.
     """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -133,6 +133,11 @@ def engine(config: Cluster) -> Iterator[Resources]:
             raise ValueError(
                 f"cluster.address: {address} is a cluster's job server; pneumobatch submit VERB starts the verb there"
             )
+    if address and address.startswith("ray://"):  # whose drivers get no streams of results, which Ray Data lives on
+        raise ValueError(
+            f"cluster.address: {address} is a server of Ray Client, which runs no such jobs; on a machine of the "
+            "cluster give HOST:6379 or auto, elsewhere start the verb by pneumobatch submit VERB and http://HEAD:8265"
+        )
     with _native_noise_in_log():
         yield from _run(config, address, started=started)
 

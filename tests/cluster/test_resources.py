@@ -2,8 +2,8 @@
 
 import pytest
 
-from pneumobatch.cluster import Node, Resources
-from pneumobatch.config import Job, Screening
+from pneumobatch.cluster import Node, Resources, engine
+from pneumobatch.config import Cluster, Job, Screening
 from pneumobatch.screening.pipeline import pool
 from pneumobatch.training.fit import _cpus_per_worker
 from pneumobatch.training.tune import _cpus
@@ -67,3 +67,16 @@ def test_scorers_follow_the_nodes(
 def test_trials_fit_the_nodes(nodes: list[tuple[float, float]], per_gpu: int, gpu: bool, cpus: int) -> None:
     job = Job.model_validate({"experiment": {"trials_per_gpu": per_gpu}})
     assert _cpus(job, Resources(tuple(Node(*node) for node in nodes), local=False), gpu=gpu) == cpus
+
+
+@pytest.mark.parametrize("named", ["section", "environment"])
+def test_ray_client_is_refused_with_the_two_ways_that_there_are(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    section = Cluster(address="ray://head:10001") if named == "section" else Cluster()
+    with (
+        pytest.raises(ValueError, match=r"cluster\.address: ray://head:10001 (?s:.*)HOST:6379(?s:.*)submit VERB"),
+        engine(section),
+    ):
+        pass
