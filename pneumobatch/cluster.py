@@ -106,8 +106,10 @@ def object_store_bytes(config: Cluster) -> int:
 
 
 def address_of(config: Cluster) -> str | None:
-    """The cluster that `engine` attaches to: cluster.address, or what the environment names; None: a local engine."""
-    return config.address or os.environ.get("RAY_ADDRESS")
+    """The cluster that `engine` attaches to: cluster.address, or what the environment names; None: a local engine,
+    which Ray names `local`."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
 
 
 @contextmanager

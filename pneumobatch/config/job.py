@@ -26,8 +26,9 @@ class Cluster(Section):
     """The Ray engine a job runs on."""
 
     address: Annotated[str, AfterValidator(without_password)] | None = None
-    """Ray address to attach to, on a machine of the cluster: `auto` or HOST:PORT; unset: RAY_ADDRESS, else an embedded
-    local engine. For submit, status, logs and cancel: http://HEAD:8265, the cluster's job server."""
+    """Ray address to attach to, on a machine of the cluster: `auto` or HOST:PORT; `local`: an embedded local engine;
+    unset: RAY_ADDRESS, else a local engine. For submit, status, logs and cancel: http://HEAD:8265, the cluster's job
+    server."""
     runtime: Literal["image", "package"] = "image"
     """Submitted jobs run the pneumobatch of the cluster's image, or this one's code, sent along, in that image."""
     shared_paths: tuple[Uri, ...] = ()

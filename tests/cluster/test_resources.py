@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumobatch.cluster import Node, Resources, engine
+from pneumobatch.cluster import Node, Resources, address_of, engine
 from pneumobatch.config import Cluster, Job, Screening
 from pneumobatch.screening.pipeline import pool
 from pneumobatch.training.fit import _cpus_per_worker
@@ -80,3 +80,13 @@ def test_ray_client_is_refused_with_the_two_ways_that_there_are(named: str, monk
         engine(section),
     ):
         pass
+
+
+def test_local_is_the_embedded_engine_also_where_the_environment_names_a_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert address_of(Cluster()) == "head:6379"
+    assert address_of(Cluster(address="local")) is None
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert address_of(Cluster()) is None
