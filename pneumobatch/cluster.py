@@ -41,6 +41,10 @@ _ENVIRONMENT = {
 """What every process of an engine runs with; a cluster's workers do not inherit it and are sent it."""
 
 
+REMEDY = "set RAY_AUTH_MODE=token, and name the file that holds it by RAY_AUTH_TOKEN_PATH"
+"""For a cluster that wants a token."""
+
+
 class Node(NamedTuple):
     """What one machine offers."""
 
@@ -156,8 +160,12 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except ConnectionError as error:
-            raise ValueError(f"cluster.address: no Ray cluster answers at {address}: {error}") from None
+        except ConnectionError as error:  # as well where a token is missing or wrong: Ray tells these not apart
+            raise ValueError(
+                f"cluster.address: no Ray cluster answers at {address}: {error}; where it wants a token, {REMEDY}"
+            ) from None
+        except ray.exceptions.AuthenticationError:
+            raise ValueError(f"cluster.address: {address} wants a token, and there is none here: {REMEDY}") from None
     elif started:
         ray.init(
             address="local",  # and not a cluster that happens to run on this machine

@@ -1,4 +1,9 @@
-"""How a job divides what a cluster has; no engine is needed to decide it."""
+"""How a job divides what a cluster has, and which addresses it takes; no engine is needed to decide it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +95,12 @@ def test_local_is_the_embedded_engine_also_where_the_environment_names_a_cluster
     assert address_of(Cluster(address="local")) is None
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert address_of(Cluster()) is None
+
+
+def test_a_token_that_is_missing_is_told_with_the_remedy(tmp_path: Path) -> None:
+    code = "from pneumobatch import cluster, config\nwith cluster.engine(config.Cluster(address='127.0.0.1:1')): pass"
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = mine | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: cluster.address: 127.0.0.1:1 wants a token, and there")
+    assert "RAY_AUTH_TOKEN_PATH" in done.stderr
