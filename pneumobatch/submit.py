@@ -121,20 +121,21 @@ def connect(config: Cluster) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
-        """Ray's, with an end to waiting."""
+        """Ray's, with an end to waiting, and with the remedy for a wrong token."""
 
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            return super()._do_request(*arguments, timeout=REQUEST_SECONDS, **options)
+            try:
+                return super()._do_request(*arguments, timeout=REQUEST_SECONDS, **options)
+            except AuthenticationError:  # at any time: a cluster that is made anew has another token
+                raise ValueError(
+                    f"cluster.address: {address} wants a token, and another one than it was given: name the file that "
+                    "holds it by RAY_AUTH_TOKEN_PATH"
+                ) from None
 
     for logger in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         return Client(address)
-    except AuthenticationError:
-        raise ValueError(
-            f"cluster.address: {address} wants a token, and another one than it was given: name the file that holds it "
-            "by RAY_AUTH_TOKEN_PATH"
-        ) from None
     except (OSError, requests.RequestException):
         raise NoServerError(f"cluster.address: no job server answers at {address}") from None
 

@@ -1,6 +1,7 @@
 """Verbs as jobs of a cluster with a token: ids, exit codes, logs over lost connections, and what travels."""
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,6 +271,32 @@ def test_a_reader_of_the_log_that_goes_away_is_no_lost_connection(monkeypatch: p
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=gone, flush=lambda: None))
     with pytest.raises(BrokenPipeError):
         submit.follow(client, "screen-1")
+
+
+class _MadeAnew(BaseHTTPRequestHandler):
+    """A job server whose cluster has another token from the second request on."""
+
+    def do_GET(self) -> None:
+        first = self.path == "/api/version"
+        self.send_response(200 if first else 403)
+        self.end_headers()
+        self.wfile.write(b'{"ray_version": "2.60.0"}' if first else b"Forbidden")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_cluster_that_is_made_anew_and_has_another_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):  # which `connect` sets
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _MadeAnew) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert cli.run(["logs", "screen-1", "--cluster.address", address]) == 2
+        server.shutdown()
+    assert f"error: cluster.address: {address} wants a token, and another one" in capsys.readouterr().err
 
 
 def test_how_long_to_wait_for_workers_travels_and_changes_no_id(
