@@ -27,9 +27,11 @@ def demo(job: Job) -> list["RenderableType"]:
     """
     if "://" in job.output.uri:
         raise ValueError(f"output.uri: {job.output.uri} is no local folder; the demo writes its films to one")
+    # Films of another number or seed are another archive, and its runs others: one output may hold several demos.
+    name = f"demo-{job.demo.images}-{job.demo.seed}"
     archives = {
-        name: _archive(Path(job.output.uri) / "archive" / name, images, job.demo.seed + offset)
-        for name, images, offset in (("train", job.demo.images, 0), ("screen", job.demo.images // 2, 1))
+        part: _archive(Path(job.output.uri) / "archive" / name / part, images, job.demo.seed + offset)
+        for part, images, offset in (("train", job.demo.images, 0), ("screen", job.demo.images // 2, 1))
     }
     common = job.model_dump(exclude_unset=True, include={"output", "cluster"})
     trained = train(
@@ -40,7 +42,7 @@ def demo(job: Job) -> list["RenderableType"]:
                 "network": {"name": "attention_resnet18", "image_size": 96},
                 "augmentation": {"crop_area": (0.6, 1.0), "contrast": 0.2, "brightness": 0.1},
                 "training": {
-                    "run_id": "demo",
+                    "run_id": name,
                     "epochs": 24,
                     "batch_size": 32,
                     "workers": 2,
@@ -59,7 +61,7 @@ def demo(job: Job) -> list["RenderableType"]:
                 "archive": {"uri": str(archives["screen"])},
                 # The phantoms' DICOM files hold invented patients; a real DICOM archive keeps its paths to itself.
                 "output": {**common.get("output", {}), "keep_source_uri": True},
-                "screening": {"bundle": trained.uri, "run_id": "demo"},
+                "screening": {"bundle": trained.uri, "run_id": name},
             }
         )
     )
@@ -76,7 +78,7 @@ def demo(job: Job) -> list["RenderableType"]:
 
 def _archive(folder: Path, images: int, seed: int) -> Path:
     """Writes an archive of phantoms unless it is there already, whole."""
-    marker = folder.with_name(f".{folder.name}-{images}-{seed}")
+    marker = folder.with_name(f".{folder.name}")
     if not marker.exists():
         say(f"write {images} synthetic films to {folder}")
         phantoms.write_archive(folder, images, seed)
