@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -167,6 +168,9 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
         except ray.exceptions.AuthenticationError:
             raise ValueError(f"cluster.address: {address} wants a token, and there is none here: {REMEDY}") from None
     elif started:
+        # A token that ends with it. Ray would leave one in the home folder, where others may read it; users of services
+        # and containers may have none.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",  # and not a cluster that happens to run on this machine
             num_cpus=config.num_cpus or machine_cpus(),

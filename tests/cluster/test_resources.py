@@ -97,10 +97,37 @@ def test_local_is_the_embedded_engine_also_where_the_environment_names_a_cluster
     assert address_of(Cluster()) is None
 
 
+def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=mine | environment, capture_output=True, text=True, check=False
+    )
+
+
 def test_a_token_that_is_missing_is_told_with_the_remedy(tmp_path: Path) -> None:
     code = "from pneumobatch import cluster, config\nwith cluster.engine(config.Cluster(address='127.0.0.1:1')): pass"
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = mine | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run(code, HOME=str(tmp_path), RAY_AUTH_MODE="token")
     assert done.stderr.splitlines()[-1].startswith("ValueError: cluster.address: 127.0.0.1:1 wants a token, and there")
     assert "RAY_AUTH_TOKEN_PATH" in done.stderr
+
+
+def test_a_local_engine_has_a_token_and_needs_no_home_for_it(tmp_path: Path) -> None:
+    code = """if True:
+        import ray
+        from ray._private.authentication import authentication_token_setup as tokens
+        from pneumobatch import cluster, config
+
+        def init(**_):  # what ray.init does first
+            tokens.enable_token_auth_by_default()
+            tokens.ensure_token_if_auth_enabled()
+            raise SystemExit
+
+        ray.init = init
+        with cluster.engine(config.Cluster()):
+            pass
+    """
+    for home in (tmp_path, tmp_path / "file" / "none"):
+        (tmp_path / "file").write_text("")
+        done = run(code, HOME=str(home))
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
