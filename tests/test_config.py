@@ -1,5 +1,6 @@
 """Configuration: precedence, presets, ranges, and every committed job file."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 def test_committed_job_files_are_valid(path: Path) -> None:
     job = Job.model_validate(read_job(path))
     assert job != Job()
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_cleaning_a_checkout_spares_what_jobs_wrote(path: Path) -> None:
+    (told,) = subprocess.run(
+        ["make", "-n", "clean"], cwd=path.parents[1], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert told.startswith("rm -rf ")
+    assert Path(read_job(path)["output"]["uri"]).parts[0] not in told.split()
 
 
 def test_there_are_job_files() -> None:
