@@ -112,6 +112,7 @@ def test_a_uri_with_a_password_is_refused(section: str, key: str, value: object)
         "sftp://me@host/a:b@c",
         "sftp://me@host:2222/films@night",
         "abfss://films@account.dfs.core.windows.net/x",
+        "oci://films@namespace/x",
         "http://[::1]:8265",
         "http://head:8265/a@b",
         "https://host/films?page=2&sort=name",

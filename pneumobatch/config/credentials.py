@@ -8,7 +8,7 @@ NOT_REPEATED = "not_repeated"
 """Kind of the error whose input must not be repeated."""
 
 _AUTHORITY = re.compile(r"([a-z0-9+.-]+)://([^/?#]*?)(?=[/?#]|::[a-z0-9+.-]+://|$)", re.IGNORECASE)
-_NAMED = {"abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs"}
+_NAMED = {"abfs", "abfss", "ftp", "hdfs", "oci", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs"}
 """Protocols in which a bare name before the host is a user or a container; elsewhere it is a key or a token."""
 _STORES = {"s3", "s3a", "gs", "gcs"}
 """They have no ports, and a question mark is part of a key."""
