@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from pneumobatch.storage import listing
+from pneumobatch.storage.parts import opened
 from pneumobatch.storage.persistence import PassingError, TooLargeError, persist
 
 BATCH = 10_000
@@ -111,4 +112,9 @@ def delete(uri: str) -> None:
 def open_file(uri: str) -> pa.NativeFile:
     """Opens a file for reading here and there."""
     where, path = resolve(uri)
-    return pa.PythonFile(_asked(lambda: where.open(path, "rb")), mode="r")
+    size, _ = stat(uri)
+
+    def part(start: int, end: int) -> bytes:
+        return _asked(lambda: bytes(where.cat_file(path, start=start, end=end)))
+
+    return opened(size, part)

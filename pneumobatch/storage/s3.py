@@ -3,7 +3,6 @@
 obstore's listing is not used: it cannot pass a key with an empty part (a//b), and takes folder markers for files.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pyarrow as pa
 
 from pneumobatch.storage import listing
+from pneumobatch.storage.parts import opened
 from pneumobatch.storage.persistence import PassingError, TooLargeError
 from pneumobatch.storage.s3_clients import CONCURRENCY, STALL, asked, bucket_store, cached, key_client
 
@@ -249,46 +249,16 @@ def delete(path: str) -> None:
         asked(bucket, lambda keys=keys: remove(keys))  # type: ignore[misc]
 
 
-class _Object:
-    """An object that is read here and there, as `pyarrow.PythonFile` asks for it."""
-
-    def __init__(self, path: str) -> None:
-        self.bucket, self.key = _split(path)
-        self.store = cached(bucket_store, self.bucket, STALL, 0)
-        found = _head(self.bucket, self.key)
-        self.length, self.tag = int(found["ContentLength"]), found.get("ETag")
-        self.position = 0
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        import obstore
-
-        end = self.length if size < 0 else min(self.position + size, self.length)
-        if end <= self.position:
-            return b""
-        start, self.position = self.position, end
-        # Of an object that is replaced meanwhile, parts of two must not be mixed.
-        options: GetOptions = {"range": (start, end), "if_match": self.tag}
-        return asked(self.bucket, lambda: bytes(obstore.get(self.store, self.key, options=options).bytes()))
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.length}[whence]
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closed = True
-
-
 def open_file(path: str) -> pa.NativeFile:
     """Opens an object for reading here and there."""
-    return pa.PythonFile(_Object(path), mode="r")
+    import obstore
+
+    bucket, key = _split(path)
+    store, found = cached(bucket_store, bucket, STALL, 0), _head(bucket, key)
+
+    def part(start: int, end: int) -> bytes:
+        # Of an object that is replaced meanwhile, parts of two must not be mixed.
+        options: GetOptions = {"range": (start, end), "if_match": found.get("ETag")}
+        return asked(bucket, lambda: bytes(obstore.get(store, key, options=options).bytes()))
+
+    return opened(int(found["ContentLength"]), part)

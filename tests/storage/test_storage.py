@@ -2,11 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from pneumobatch import storage
 from pneumobatch.storage import persistence
@@ -135,3 +136,27 @@ def test_a_folder_that_two_delete_is_gone(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(storage.delete, [str(tmp_path / "staging")] * 4))
     assert not (tmp_path / "staging").exists()
+
+
+def test_a_table_is_read_again_where_the_store_behind_fsspec_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night reads the tables of all nights before it."""
+    uri, table = f"memory://{tmp_path.name}/x.parquet", pa.table({"a": [1, 2]})
+    storage.write_table(uri, table)
+    fails = iter([True])
+
+    def failing(kind: type, name: str) -> Any:
+        works = getattr(kind, name)
+
+        def called(*given: Any, **more: Any) -> Any:
+            if next(fails, False):
+                raise RuntimeError("the package's own")
+            return works(*given, **more)
+
+        return called
+
+    for kind, name in ((MemoryFileSystem, "cat_file"), (MemoryFile, "read")):
+        monkeypatch.setattr(kind, name, failing(kind, name))
+    assert storage.read_table(uri).equals(table)
+    assert not next(fails, False)
