@@ -127,13 +127,11 @@ def _same_films(one: Scored, other: Scored) -> bool:
 def _differences(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
     """Mean differences over pairs, with intervals from the same resampled patients on both sides."""
     found: dict[str, Any] = {}
-    for name in tables.COMPARED:
-        draws = np.mean([one.draws[name] - base.draws[name] for one, base in pairs], axis=0)
-        values = [_value(one, name) - _value(base, name) for one, base in pairs]
-        interval = None
-        if draws.size and np.ptp(draws) > 1e-12:  # a width of 0 would claim certainty
-            interval = tuple(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
-        found |= {f"{name}_difference": float(np.mean(values))} | metrics.bounds(f"{name}_difference", interval)  # type: ignore[arg-type]
+    for measure in tables.COMPARED:
+        draws = np.mean([one.draws[measure] - base.draws[measure] for one, base in pairs], axis=0)
+        values = [_value(one, measure) - _value(base, measure) for one, base in pairs]
+        name = f"{measure}_difference"
+        found |= {name: float(np.mean(values))} | metrics.bounds(name, metrics.difference(draws))
     return found
 
 

@@ -47,6 +47,7 @@ from pneumobatch.metrics.intervals import (
     bounds,
     delong,
     delong_interval,
+    difference,
     enough_resamples,
     percentile,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "delong",
     "delong_interval",
     "delong_paired",
+    "difference",
     "ece",
     "enough_resamples",
     "fit_calibration",

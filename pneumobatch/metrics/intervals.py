@@ -148,10 +148,19 @@ def percentile(draws: Floats, about: float | None = None) -> Interval | None:
         about: The estimate to centre the draws on first, for a statistic that resampling itself inflates: ECE is
             (Efron & Tibshirani 1993, ch. 10: the bootstrap's estimate of bias is subtracted).
     """
-    if draws.size == 0 or np.ptp(draws) < 1e-12:
+    central = difference(draws)
+    if central is None:
         return None
     shift = 0.0 if about is None else about - draws.mean()
-    low, high = np.clip(np.percentile(draws, [2.5, 97.5]) + shift, 0, 1)
+    low, high = np.clip(np.add(central, shift), 0, 1)
+    return float(low), float(high)
+
+
+def difference(draws: Floats) -> Interval | None:
+    """As `percentile`, of draws [R] of a statistic's difference between two sides, within −1 to 1."""
+    if draws.size == 0 or np.ptp(draws) < 1e-12:
+        return None
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 

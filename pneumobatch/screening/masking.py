@@ -84,7 +84,7 @@ def measure(
         row |= metrics.bounds("auroc", metrics.percentile(draws[name]))
         if name != "none":
             row |= _changes(row, rows[0], values, found["none"], threshold)
-            row |= metrics.bounds("auroc_change", _difference(draws[name], draws["none"]))
+            row |= metrics.bounds("auroc_change", metrics.difference(draws[name] - draws["none"]))
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=tables.masking_schema())
 
@@ -116,11 +116,3 @@ def _changes(
         "changed_calls": int(np.count_nonzero((values >= threshold) != (before >= threshold))),
         "mean_change": float(np.abs(values - before).mean()),
     }
-
-
-def _difference(after: metrics.Floats, before: metrics.Floats) -> metrics.Interval | None:
-    change = after - before
-    if not change.size or np.ptp(change) < 1e-12:  # a width of 0 would claim certainty
-        return None
-    low, high = np.percentile(change, [2.5, 97.5])
-    return float(low), float(high)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pneumobatch.archive import catalog
 from pneumobatch.config import Archive, Job
-from pneumobatch.training.splits import usable, validation_fold
+from pneumobatch.training.splits import distinct, labelled, validation_fold
 
 COLUMNS = ["image_id", "uri", "bytes", "sha256", "duplicate_of", "label", "patient"]
 
@@ -63,7 +63,7 @@ def split(job: Job, protocol: str) -> Split | NotRun:
 
 def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     listed, home = _listed(job.archive), str(job.archive.uri)
-    test, films = usable(_listed(job.archive.model_copy(update={"uri": uri})), uri), usable(listed, home)
+    test, films = labelled(_listed(job.archive.model_copy(update={"uri": uri})), uri), labelled(listed, home)
     # Both folders may have films of one path, and so of one id.
     films = films.set_column(0, "image_id", pc.binary_join_element_wise("training:", films["image_id"], ""))
     # Copies of a test film are found in the training folder because the test films stand first.
@@ -71,7 +71,7 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     # Whoever has a copy of a test film is a test patient, by whatever name.
     copies = compared.filter(pc.is_in(compared["duplicate_of"], test["image_id"].combine_chunks()))
     patients = pc.unique(pa.chunked_array([*test["patient"].chunks, *copies["patient"].chunks], pa.string()))
-    both = usable(compared, home)
+    both = compared.filter(pc.is_null(compared["duplicate_of"]))
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
     known = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], patients))
@@ -89,7 +89,7 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
 
 
 def _paper_like(job: Job) -> tuple[pa.Table, pa.Table, str]:
-    films = usable(catalog.find_duplicates(_listed(job.archive), job.archive.max_bytes), str(job.archive.uri))
+    films = distinct(labelled(_listed(job.archive), str(job.archive.uri)), job.archive.max_bytes)
     wanted = job.experiment.held_out
     held = held_out(films["label"].to_pylist(), films["patient"].to_pylist(), wanted, job.training.seed)
     test, rest = films.filter(pa.array(held)), films.filter(pa.array(~held))

@@ -8,22 +8,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pneumobatch.archive import catalog
+
 _NUMBER = re.compile(r"([0-9]+)(?=[^0-9]*$)")
 
 
-def usable(films: pa.Table, uri: str) -> pa.Table:
-    """Returns the films that can train or judge: labelled, and no copy of another.
+def labelled(films: pa.Table, uri: str) -> pa.Table:
+    """Returns the films of the archive at `uri` that have a label.
 
     Raises:
-        ValueError: There is none in the archive, which lies at `uri`.
+        ValueError: There is none.
     """
-    known = films.filter(pc.and_(pc.is_valid(films["label"]), pc.is_null(films["duplicate_of"])))
+    known = films.filter(pc.is_valid(films["label"]))
     if not known.num_rows:
         raise ValueError(
             f"archive.uri: no film of {uri} has a label; give class folders, or "
             "archive.labels by path, file name or image_id (only an evaluation joins accessions, studies and instances)"
         )
     return known
+
+
+def distinct(films: pa.Table, max_bytes: int) -> pa.Table:
+    """Returns films without the copies of others: of `labelled` ones, as the original of one may have no label."""
+    compared = catalog.find_duplicates(films, max_bytes)
+    return compared.filter(pc.is_null(compared["duplicate_of"]))
 
 
 def validation_fold(

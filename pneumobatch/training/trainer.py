@@ -26,7 +26,7 @@ from pneumobatch.training.folds import (
 )
 from pneumobatch.training.grid import started_from
 from pneumobatch.training.shipping import films_used, ship
-from pneumobatch.training.splits import usable, validation_fold
+from pneumobatch.training.splits import distinct, labelled, validation_fold
 
 PIN = "fingerprint"
 """File of a run's staging folder that holds what its weights depend on."""
@@ -58,10 +58,10 @@ def train(job: Job) -> Trained:
         RuntimeError: Training failed more often than `training.max_failures`, or another start is at work on this run.
     """
     code = code_hash()  # now: the files may change while it trains
-    films = catalog.find_duplicates(catalog.build(job.archive), job.archive.max_bytes)
+    films = catalog.build(job.archive)
     if without := left_out.told(left_out.counted(films)):
         say(without)
-    known = usable(films, str(job.archive.uri))
+    known = distinct(labelled(films, str(job.archive.uri)), job.archive.max_bytes)
     fingerprint, pin = _fingerprints(job, known)
     name = job.network.name.replace("/", "-")
     run_id, staged = (job.training.run_id or f"{name}-{digest[:8]}" for digest in (fingerprint, pin))

@@ -39,10 +39,11 @@ def test_an_ended_run_goes_on_where_only_films_without_a_label_came_meanwhile(
     monkeypatch.setattr(cluster, "offered", lambda *, local: here)
     archive = tmp_path / "films"
     shutil.copytree(films, archive)
-    for name in ("first", "second"):  # of a later night
+    copied = next((archive / "NORMAL").glob("*.jpeg")).read_bytes()
+    for name, data in (("first", b"first"), ("a copy", copied), ("last", b"last")):  # of a later night
         with pytest.raises(RuntimeError, match="the driver was killed"):
             train(job(archive, tmp_path / "output"))
-        (archive / f"{name}.jpeg").write_bytes(name.encode())
+        (archive / f"{name}.jpeg").write_bytes(data)
     (archive / "NORMAL" / "labelled.jpeg").write_bytes(b"another")
     with pytest.raises(ValueError, match="an unfinished run of another configuration or archive"):
         train(job(archive, tmp_path / "output"))

@@ -32,7 +32,7 @@ from pneumobatch.screening.pipeline import screen
 from pneumobatch.training.fit import fit
 from pneumobatch.training.folds import Fold
 from pneumobatch.training.shipping import _reference
-from pneumobatch.training.splits import usable, validation_fold
+from pneumobatch.training.splits import labelled, validation_fold
 from pneumobatch.training.trainer import train
 from tests.training.runs import PLAN, job
 
@@ -57,8 +57,8 @@ def test_a_start_that_was_taken_over_leaves_the_run_and_the_next_pairs_its_score
 ) -> None:
     archive, output = tmp_path / "films", tmp_path / "output"
     shutil.copytree(films, archive)
-    listed = catalog.find_duplicates(catalog.build(Archive(uri=str(archive))), 10**9)
-    known = usable(listed, str(archive))
+    listed = catalog.find_duplicates(labelled(catalog.build(Archive(uri=str(archive))), str(archive)), 10**9)
+    known = listed.filter(listed["duplicate_of"].is_null())
     fold = validation_fold(known["label"].to_pylist(), known["patient"].to_pylist(), 0.3, 0)
     held = known.filter(pa.array(fold)).to_pylist()
     intact = [film for film in held if not re.search(r"(IM-|person)900\d", film["uri"])]
