@@ -2,8 +2,9 @@
 
 `Sandbox.answers` sends a list of items to a child, which loads and decodes them in order and streams one answer for
 each. A child that dies (a crash in native code, a hang, the kernel's out-of-memory killer) is replaced and the rest of
-the list resumed, from then on one by one: an item that is alone with a child is the one that kills it. The child reads
-its requests from a pipe and ends with it, so it outlives its parent by one decode at most, even after kill -9.
+the list resumed, one by one until the killer is found: an item that is alone with a child is the one that kills it. The
+child reads its requests from a pipe and ends with it, so it outlives its parent by one decode at most, even after
+kill -9.
 
 This module needs the standard library alone: the child imports what the work needs when it unpickles it. What comes
 back is JSON and raw bytes, never a pickle, as it was made from hostile files.
@@ -94,13 +95,14 @@ class Sandbox:
                 try:
                     for answer in self._ask(work, part, given_up=deaths == TRIES):
                         answers.append(answer)  # noqa: PERF402 - what came before a death stays
-                    deaths = 0
+                    alone, deaths = alone and not deaths, 0  # with a killer's answer the others may go together again
                 except _DiedError:
                     hung = self._stop() == -signal.SIGALRM
                     if deaths == TRIES:
                         answers.append(None)
-                        deaths = 0
-                    elif alone:  # what used up its time once will do so again
+                        alone, deaths = False, 0
+                        continue
+                    if alone:  # what used up its time once will do so again
                         deaths = TRIES if hung else deaths + 1
                     alone = True
                 except BaseException:  # unread answers must not be taken for those of the next list

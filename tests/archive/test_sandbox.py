@@ -31,6 +31,8 @@ class Deadly:
         self.folder = folder
 
     def load(self, items):
+        with (Path(self.folder) / "requests").open("a") as file:
+            file.write(f"{len(items)} ")
         for item in items:
             if item == "load":
                 os.abort()
@@ -123,6 +125,12 @@ def test_what_kills_its_child_is_given_up_and_the_rest_goes_on(
     assert facts(box, deadly, "a", killer, "b", "c") == expected
     # The first time among others; a second hang is enough.
     assert len((tmp_path / "met" / killer).read_text()) == (2 if killer in {"hang", "deaf"} else 1 + TRIES)
+
+
+def test_the_others_go_together_again_once_the_killer_is_found(box: Sandbox, deadly: Any, tmp_path: Path) -> None:
+    facts(box, deadly, "a", "abort", "b", "c", "load", "d", "e")
+    # a and its killer alone, that one given up, b and c with theirs; what was lost with it alone, and the rest.
+    assert (tmp_path / "met" / "requests").read_text().split() == [*"7", "1", *"111", "1", *"5", *"11", *"111", "1", "2"]
 
 
 def test_even_loading_may_kill(box: Sandbox, deadly: Any) -> None:
