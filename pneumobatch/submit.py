@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from pneumobatch.config import Cluster, Job
+from pneumobatch.config import Cluster, Job, plain
 from pneumobatch.lineage import code_hash
 from pneumobatch.progress import say
 
@@ -215,10 +215,11 @@ def _refuse_local_paths(job: Job, sections: set[str]) -> None:
             for part in value:
                 yield from paths(part, key)
         elif isinstance(value, str) and value.startswith(("/", "file:")):
-            yield key, value.removeprefix("file://")
+            yield key, plain(value)
 
+    shared = [plain(path) for path in job.cluster.shared_paths]
     for key, path in paths(job.model_dump(mode="json", include=sections), ""):
-        if not any(Path(path).is_relative_to(shared) for shared in job.cluster.shared_paths):
+        if not any(f"{path}/".startswith(f"{folder}/") for folder in shared):
             raise ValueError(
                 f"{key}: {path} is a path of this machine, and the job runs on others; give a URI such as "
                 "s3://BUCKET/PREFIX, or name a folder that every node mounts there in cluster.shared_paths"
