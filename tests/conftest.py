@@ -1,5 +1,6 @@
 """What tests share: one small archive, one small bundle, one local engine for the whole session."""
 
+import gc
 import os
 import signal
 import uuid
@@ -66,6 +67,14 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[.
     uri = str(tmp_path_factory.mktemp("bundle"))
     make_bundle(uri)
     return uri
+
+
+@pytest.fixture(autouse=True)
+def _collected(request: pytest.FixtureRequest) -> None:
+    """Actors of a pipeline that failed keep their CPUs until its exception, a cycle, is collected: a process that waits
+    for these CPUs, as the next test may, never gets to it by itself."""
+    if "engine" in request.fixturenames:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
