@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 """What every process of an engine runs with; a cluster's workers do not inherit it and are sent it."""
 
 
-REMEDY = "set RAY_AUTH_MODE=token, and name the file that holds it by RAY_AUTH_TOKEN_PATH"
+_REMEDY = "set RAY_AUTH_MODE=token, and name the file that holds it by RAY_AUTH_TOKEN_PATH"
 """For a cluster that wants a token."""
 
 
@@ -163,10 +163,10 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
             )
         except ConnectionError as error:  # as well where a token is missing or wrong: Ray tells these not apart
             raise ValueError(
-                f"cluster.address: no Ray cluster answers at {address}: {error}; where it wants a token, {REMEDY}"
+                f"cluster.address: no Ray cluster answers at {address}: {error}; where it wants a token, {_REMEDY}"
             ) from None
         except ray.exceptions.AuthenticationError:
-            raise ValueError(f"cluster.address: {address} wants a token, and there is none here: {REMEDY}") from None
+            raise ValueError(f"cluster.address: {address} wants a token, and there is none here: {_REMEDY}") from None
     elif started:
         # A token that ends with it. Ray would leave one in the home folder, where others may read it; users of services
         # and containers may have none.

@@ -179,8 +179,7 @@ def _digests(uris: pa.ChunkedArray, limit: int) -> Iterator[pa.Array]:
     with ThreadPoolExecutor(fetch.CONCURRENCY) as pool:
         for start in range(0, len(uris), READ_AT_ONCE):
             part = uris.slice(start, READ_AT_ONCE).to_pylist()
-            # Rows of a Parquet file are read in their order, as they share what is read.
-            read = map if ".parquet#" in part[0].lower() else pool.map
+            read = map if fetch.in_table(part[0]) else pool.map
             yield pa.array(read(partial(_digest, limit), part), pa.string())
 
 

@@ -105,6 +105,11 @@ def _group_starts(uri: str) -> list[int]:
         return starts
 
 
+def in_table(uri: str) -> bool:
+    """Whether an image is a cell of a Parquet file: those are read in their order, as they share what is read."""
+    return ".parquet#" in uri.lower()
+
+
 def holds_bytes(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold encoded images."""
     known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
@@ -148,7 +153,7 @@ def fetch(uri: str, limit: int | None = None) -> bytes | OSError:
 
 def fetch_many(uris: Sequence[str], limit: int | None = None) -> Iterator[bytes | OSError]:
     """Yields each image's bytes or error, in order; objects of a remote store are fetched concurrently."""
-    if not uris or "://" not in uris[0] or uris[0].startswith("file://") or ".parquet#" in uris[0].lower():
+    if not uris or "://" not in uris[0] or uris[0].startswith("file://") or in_table(uris[0]):
         yield from map(partial(fetch, limit=limit), uris)  # local files: a thread costs more than it hides
         return
     with ThreadPoolExecutor(CONCURRENCY) as pool:

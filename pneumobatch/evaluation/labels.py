@@ -62,7 +62,7 @@ def require_joinable(films: pa.Table, job: Job, *, beside_dicom: bool) -> None:
         return
     table = storage.read_cells(uri)
     kinds = _columns(table, job.archive, uri)[0]
-    _check_key(pa.chunked_array([pa.repeat(False, len(films))]), table, kinds, uri)
+    _check_key(table, kinds, uri, named=not len(films))
     if uri != job.archive.labels or kinds[0] in tables.KEYED:
         return
     known = films.filter(films["label"].is_valid())["image_id"]
@@ -122,7 +122,7 @@ def join_labels(
     order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
     table, labels = table.take(order), labels.take(order)
     scored = predictions["uri"].filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
-    _check_key(scored.is_valid(), table, kinds, uri, screened_under)
+    _check_key(table, kinds, uri, named=scored.null_count == 0, screened_under=screened_under)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
     named = pa.chunked_array([pa.repeat(False, len(table))])
     for kind in kinds:
@@ -159,22 +159,20 @@ def _columns(table: pa.Table, archive: Archive, uri: str) -> tuple[list[str], st
     return [key] * (key not in tables.KEYED) + [name for name in WIDEST_LAST if name in table.column_names], label
 
 
-def _check_key(
-    named: pa.ChunkedArray, table: pa.Table, kinds: list[str], uri: str, screened_under: str | None = None
-) -> None:
+def _check_key(table: pa.Table, kinds: list[str], uri: str, *, named: bool, screened_under: str | None = None) -> None:
     """Refuses a join that could only be made on identifiers when there is no secret to hash them with, or another.
 
     Args:
-        named: Whether a film's path is known, film by film.
         table: The labels.
         kinds: Its columns that name films.
         uri: Where it lies.
+        named: Whether the path of every film is known.
         screened_under: As in `join_labels`: under another key no label would fit, as if none were known yet.
     """
     if not len(table) or (has_key() and screened_under in {None, key_check()}):
         return
     named_by_id = kinds[0] not in tables.KEYED and pc.all(pc.match_substring_regex(table[kinds[0]], IMAGE_ID)).as_py()
-    if kinds[0] in tables.KEYED or not (pc.all(named, min_count=0).as_py() or named_by_id):
+    if kinds[0] in tables.KEYED or not (named or named_by_id):
         raise ValueError(
             f"{uri}: the run's films can be joined with column {', '.join(kinds)} by keyed hashes only, and {SITE_KEY} "
             f"is {'another than at screening' if has_key() else 'not set'}; set it to the secret that the archive was "
