@@ -51,22 +51,22 @@ def status(
     cluster: Cluster = Cluster(),
 ) -> None:
     """Say how a submitted job stands, or list all that a cluster knows."""
-    from pneumobatch import submit
+    from pneumobatch.submit import server
 
-    show(*submit.listed(submit.status(submit.connect(cluster), submission)))
+    show(*server.listed(server.status(server.connect(cluster), submission)))
 
 
 @app.command
 def logs(submission: JobId, /, *, cluster: Cluster = Cluster()) -> int:
     """Print a submitted job's log, follow it while it runs, and end with its exit code."""
-    from pneumobatch import submit
+    from pneumobatch.submit import log, server
 
-    return submit.follow(submit.connect(cluster), submission)
+    return log.follow(server.connect(cluster), submission)
 
 
 @app.command
 def cancel(submission: JobId, /, *, cluster: Cluster = Cluster()) -> None:
     """Stop a submitted job; what it staged stays, and the same job submitted again goes on from there."""
-    from pneumobatch import submit
+    from pneumobatch.submit import server
 
-    show(f"{submission}: {submit.cancel(submit.connect(cluster), submission)}")
+    show(f"{submission}: {server.cancel(server.connect(cluster), submission)}")
