@@ -53,7 +53,8 @@ class LabelTable:
     """Labels of a CSV or Parquet, by path below the archive, image_id, URI or file name (with or without ending).
 
     Raises:
-        ValueError: It is missing, has not the columns that the job names, or holds a value that is no class.
+        ValueError: It is missing, has not the columns that the job names, holds a value that is no class, or names an
+            image twice with two classes.
     """
 
     def __init__(self, config: Archive) -> None:
@@ -63,13 +64,19 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
+        labels = tables.parse_labels(table[label_column], f"archive.labels: {self.uri}")
+        order = tables.known_first(labels)
+        table, labels = table.take(order), labels.take(order)
+        keys = pc.if_else(
+            pc.equal(pc.utf8_trim_whitespace(table[self.key]), ""), None, tables.plain_keys(table[self.key])
+        )
+        tables.require_one_finding(keys, labels, f"archive.labels: {self.uri}, column {self.key}")
         self.names_studies = self.key in tables.KEYED or (
-            config.key_column is None
-            and not tables.KEYED.keys().isdisjoint(table.column_names)
-            and bool(pc.any(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(table[self.key]), ""), "")).as_py())
+            config.key_column is None and not tables.KEYED.keys().isdisjoint(table.column_names) and keys.null_count > 0
         )
         """Some rows name accessions, studies or instances, which only an evaluation can join."""
-        columns = {"label": tables.parse_labels(table[label_column], f"archive.labels: {config.labels}")}
+        self._keys = keys.combine_chunks()
+        columns = {"label": labels}
         if config.patient_column in table.column_names:
             # Hashed, it is what a DICOM file's PatientID becomes.
             patient = pc.utf8_trim_whitespace(table[config.patient_column])
@@ -78,18 +85,15 @@ class LabelTable:
         else:
             columns["patient"] = pa.nulls(len(table), pa.string())
         columns |= {name: table[name] for name in config.subgroups if name in table.column_names}
-        # Of several rows for one image the last counts; `index_in` finds the first.
-        backwards = pa.array(range(len(table) - 1, -1, -1), pa.int64())
-        self._keys = tables.plain_keys(table[self.key]).take(backwards).combine_chunks()
-        self._columns = pa.table(columns).take(backwards)
+        self._columns = pa.table(columns)
 
     def find(
         self, paths: pa.ChunkedArray, ids: pa.ChunkedArray, uris: pa.ChunkedArray
     ) -> tuple[pa.ChunkedArray, dict[str, pa.ChunkedArray]]:
         """Returns whether each image is in the table, and what the table knows of it."""
-        rows = pc.index_in(paths, self._keys)
+        rows = pc.index_in(paths, self._keys, skip_nulls=True)
         if rows.null_count:
-            rows = pc.coalesce(rows, pc.index_in(ids, self._keys), pc.index_in(uris, self._keys))
+            rows = pc.coalesce(rows, *(pc.index_in(names, self._keys, skip_nulls=True) for names in (ids, uris)))
             where = f"archive.labels: {self.uri}, column {self.key}"
             rows = pc.coalesce(rows, tables.rows_by_name(rows, paths, self._keys, where))
         known = self._columns.take(rows)

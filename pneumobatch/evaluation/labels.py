@@ -118,8 +118,7 @@ def join_labels(
     table = storage.read_cells(uri)
     kinds, label = _columns(table, archive, uri)
     labels = tables.parse_labels(table[label], uri)
-    # A finding that was appended to a table where it had been pending: what is known comes first.
-    order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
+    order = tables.known_first(labels)
     table, labels = table.take(order), labels.take(order)
     scored = predictions["uri"].filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
     _check_key(table, kinds, uri, named=scored.null_count == 0, screened_under=screened_under)
@@ -187,7 +186,7 @@ def _rows(
     """Yields each prediction's row in the label table, or NULL, by one way of naming it after the other."""
     keyed = kind in tables.KEYED
     keys = keyed_hashes(cells, kind) if keyed else tables.plain_keys(cells)
-    _check_unique(keys, labels, kind, uri)
+    tables.require_one_finding(keys, labels, f"{uri}: column {kind}")
     keys = keys.combine_chunks()
     if keyed:
         yield pc.index_in(predictions[kind], keys, skip_nulls=True)
@@ -208,14 +207,6 @@ def _rows_by_id(ids: pa.ChunkedArray, keys: pa.Array) -> pa.ChunkedArray:
         hashes = keyed_hashes(pa.chunked_array([form])).combine_chunks()
         rows = pc.coalesce(rows, tables.unless_named(pc.index_in(ids, hashes, skip_nulls=True), rows))
     return rows
-
-
-def _check_unique(keys: pa.ChunkedArray, labels: pa.ChunkedArray, kind: str, uri: str) -> None:
-    """A key may stand twice, as an accession does in a table of images, but not with two known labels."""
-    pairs = pa.table({"key": keys, "label": labels}).filter(pc.field("key").is_valid())
-    distinct = pairs.group_by("key").aggregate([("label", "count_distinct", pc.CountOptions(mode="only_valid"))])
-    if (pc.max(distinct["label_count_distinct"]).as_py() or 1) > 1:
-        raise ValueError(f"{uri}: column {kind} names an image twice, with two labels; keep the row that holds")
 
 
 def _further(table: pa.Table, archive: Archive) -> dict[str, pa.ChunkedArray]:

@@ -50,6 +50,24 @@ def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     return pa.chunked_array([classes.take(spelled.indices)])
 
 
+def known_first(labels: pa.ChunkedArray) -> pa.Array:
+    """Order of a table's rows in which a finding comes before what is not known: it was appended to a table that had
+    said `pending`, and lookups find the first row of an image."""
+    return pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
+
+
+def require_one_finding(keys: pa.ChunkedArray, labels: pa.ChunkedArray, where: str) -> None:
+    """A key may stand twice, as an accession does in a table of images, but not with two known labels.
+
+    Raises:
+        ValueError: One does; the message begins with `where` and does not tell the key, which may be a name.
+    """
+    pairs = pa.table({"key": keys, "label": labels}).filter(pc.field("key").is_valid())
+    distinct = pairs.group_by("key").aggregate([("label", "count_distinct", pc.CountOptions(mode="only_valid"))])
+    if (pc.max(distinct["label_count_distinct"]).as_py() or 1) > 1:
+        raise ValueError(f"{where} names an image twice, with two labels; keep the row that holds")
+
+
 def plain_keys(cells: pa.ChunkedArray) -> pa.ChunkedArray:
     """What cells name: file:///data/a.png, Spark's file:/data/a.png, is /data/a.png; ./a.png of `find` is a.png."""
     return pc.replace_substring_regex(cells, r"^(?:\./|file:(?://)?(/))", r"\1")

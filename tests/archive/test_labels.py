@@ -36,6 +36,7 @@ def test_a_label_table_decides_and_pending_is_unknown(folder: Path) -> None:
         ("uri,class\nother.png,1\n", "no column label; set archive.label_column to one of uri, class"),
         ("uri,label\nother.png,maybe\n", "row 1: the label is none of"),
         ("uri,label\nelse.png,1\n", "no row fits an image"),
+        ("uri,label\nother.png,1\nother.png,0\n", "column uri names an image twice, with two labels; keep the row"),
     ],
 )
 def test_wrong_label_tables_are_named(folder: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -145,11 +146,11 @@ def test_patients_are_not_known_where_a_site_wants_none(folder: Path) -> None:
 
 
 def test_a_label_table_decides_like_a_dictionary(folder: Path, tmp_path: Path) -> None:
-    """The last of several rows counts, the path goes before the name, and a blank cell is unknown."""
+    """A finding counts before `pending`, the path goes before the name, and a blank cell is unknown."""
     labels = tmp_path / "labels.csv"
     labels.write_text(
         "uri,label,patient,etiology\nperson7_virus_9.png,0,,\nPNEUMONIA/person7_virus_9.png,1,,fungal\n"
-        "other,0,a,\nother,1,b,\nperson7_bacteria_1,1,,\n"
+        "other,pending,a,\nother,1,b,\nperson7_bacteria_1,1,,\n"
     )
     table = catalog.build(Archive(uri=str(folder), labels=str(labels)))
     rows = {Path(row["uri"]).name: row for row in table.to_pylist()}
@@ -204,17 +205,23 @@ def test_a_label_is_found_by_path_id_name_or_stem(rows: list[tuple[str, str]]) -
     paths = ["a/b.png", "a/c.png", "b.png", "d/b"]
     text = "uri,label,patient,sex\n" + "".join(f"{key},{label},p{i},s{i}\n" for i, (key, label) in enumerate(rows))
     storage.write_bytes("memory://labels/l.csv", text.encode())
-    last = {key: (label, i) for i, (key, label) in enumerate(rows)}
+    if any({"0", "1"} <= {label for other, label in rows if other == key} for key in KEYS):
+        with pytest.raises(ValueError, match="column uri names an image twice, with two labels"):
+            LabelTable(Archive(uri="x", labels="memory://labels/l.csv"))
+        return
+    first: dict[str, tuple[str, int]] = {}
+    for i, (key, label) in sorted(enumerate(rows), key=lambda row: row[1][1] == "pending"):
+        first.setdefault(key, (label, i))
 
-    exact = {key for path in paths for key in (path, f"id-of-{path}") if key in last}
+    exact = {key for path in paths for key in (path, f"id-of-{path}") if key in first}
     named: list[str] = []
 
     def expected(path: str) -> tuple[bool, int | None, str | None, str | None]:
         name = path.rsplit("/", 1)[-1]
         for key in (path, f"id-of-{path}", name, name.rsplit(".", 1)[0]):
-            if key in last and (key in {path, f"id-of-{path}"} or key not in exact):
+            if key in first and (key in {path, f"id-of-{path}"} or key not in exact):
                 named.extend([key] * (key not in {path, f"id-of-{path}"}))
-                label, i = last[key]
+                label, i = first[key]
                 return True, {"0": 0, "1": 1, "pending": None}[label], f"patient:p{i}", f"s{i}"
         return False, None, None, None
 
