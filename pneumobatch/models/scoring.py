@@ -69,11 +69,12 @@ def compiled(uri: str, bundle: Bundle, precision: Precision, batch: int, device:
         with _lock(path.with_suffix(".lock")):  # of several scorers on a machine one compiles and the others wait
             if not path.exists():
                 _compile(uri, bundle, precision, batch, device, path)
-    run = torch._inductor.aoti_load_package(str(path))
+    # As torch._inductor.aoti_load_package does it, without its two seconds of importing the compiler.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model")
 
     @torch.inference_mode()
     def logits(films_BSS: Tensor) -> Tensor:
-        return cast(Tensor, run(films_BSS.to(device, non_blocking=True)))
+        return loader.run([films_BSS.to(device, non_blocking=True)])[0]
 
     return logits
 
