@@ -90,6 +90,15 @@ def test_a_broken_label_table_is_named(tmp_path: Path) -> None:
         assert "DO" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_table_may_have_only_its_header_yet(end: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(f"uri,label{end}")
+    config = Archive(uri=str(folder), labels=str(tmp_path / "labels.csv"))
+    assert catalog.build(config, growing=True)["label"].null_count == len(catalog.build(Archive(uri=str(folder))))
+    with pytest.raises(ValueError, match="no row fits an image"):
+        catalog.build(config)
+
+
 def test_a_file_name_of_several_images_labels_none(folder: Path, tmp_path: Path) -> None:
     for name in ("p2", "p3"):
         (folder / name).mkdir()
