@@ -215,9 +215,7 @@ def read_cells(uri: str) -> pa.Table:
             table = pq.read_table(pa.BufferReader(data))
             table.validate(full=True)  # what claims to be text is UTF-8
         else:
-            data += (
-                b"\n"  # without a line end pyarrow takes a header alone for no table; a blank line is no row
-            )
+            data += b"\n"  # without a line end pyarrow takes a header alone for no table; a blank line is no row
             # Closed, as its thread may abort a process that ends before it.
             with csv.open_csv(pa.BufferReader(data), parse_options=LINES) as reader:
                 names = reader.schema.names
