@@ -195,8 +195,9 @@ def score(
             raise ValueError(WRONG_KEY)
         return decoder(chunk).append_column("version", chunk["version"])
 
+    # `from_arrow` would ask a worker what each chunk holds, and wait for its answers, before the first is decoded.
     scored = (
-        ray.data.from_arrow(chunks)
+        ray.data.from_blocks(chunks)
         .map_batches(decode, batch_format="pyarrow", batch_size=None, num_cpus=1)
         .map_batches(
             scorer, fn_constructor_args=(plan,), batch_format="pyarrow",
