@@ -171,6 +171,8 @@ def _run(config: Cluster, address: str | None, *, started: bool) -> Iterator[Res
         # A token that ends with it. Ray would leave one in the home folder, where others may read it; users of services
         # and containers may have none.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # No cloud reclaims a node of this engine: the actor that watches for it would delay every training's start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",  # and not a cluster that happens to run on this machine
             num_cpus=config.num_cpus or machine_cpus(),

@@ -21,8 +21,12 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 def pytest_configure() -> None:
-    """A suite in a shell's background ignores interrupts, and so would the commands that tests start and interrupt."""
+    """Sets what this process and all that tests start inherit.
+
+    A suite in a shell's background ignores interrupts, and so would the commands that tests start and interrupt.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # a training of seconds is not to wait two for its end
 
 
 @pytest.hookimpl(tryfirst=True)
