@@ -64,12 +64,8 @@ class LabelTable:
         self.key, label_column = tables.label_columns(
             table.column_names, config.key_column, config.label_column, self.uri
         )
-        labels = tables.parse_labels(table[label_column], f"archive.labels: {self.uri}")
-        order = tables.known_first(labels)
-        table, labels = table.take(order), labels.take(order)
-        keys = pc.if_else(
-            pc.equal(pc.utf8_trim_whitespace(table[self.key]), ""), None, tables.plain_keys(table[self.key])
-        )
+        table, labels = tables.findings_first(table, label_column, f"archive.labels: {self.uri}")
+        keys = tables.plain_keys(tables.stated(table[self.key]))
         tables.require_one_finding(keys, labels, f"archive.labels: {self.uri}, column {self.key}")
         self.names_studies = self.key in tables.KEYED or (
             config.key_column is None and not tables.KEYED.keys().isdisjoint(table.column_names) and keys.null_count > 0
@@ -79,8 +75,7 @@ class LabelTable:
         columns = {"label": labels}
         if config.patient_column in table.column_names:
             # Hashed, it is what a DICOM file's PatientID becomes.
-            patient = pc.utf8_trim_whitespace(table[config.patient_column])
-            patient = pc.if_else(pc.equal(patient, ""), None, patient)
+            patient = tables.stated(pc.utf8_trim_whitespace(table[config.patient_column]))
             columns["patient"] = pc.binary_join_element_wise("patient:", patient, "")
         else:
             columns["patient"] = pa.nulls(len(table), pa.string())

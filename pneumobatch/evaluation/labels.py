@@ -117,15 +117,13 @@ def join_labels(
     """
     table = storage.read_cells(uri)
     kinds, label = _columns(table, archive, uri)
-    labels = tables.parse_labels(table[label], uri)
-    order = tables.known_first(labels)
-    table, labels = table.take(order), labels.take(order)
+    table, labels = tables.findings_first(table, label, uri)
     scored = predictions["uri"].filter(pc.equal(predictions["status"], tables.Status.SCORED.value))
     _check_key(table, kinds, uri, named=scored.null_count == 0, screened_under=screened_under)
     index = pa.chunked_array([pa.nulls(len(predictions), pa.int32())])
     named = pa.chunked_array([pa.repeat(False, len(table))])
     for kind in kinds:
-        cells = pc.if_else(pc.or_(named, pc.equal(pc.utf8_trim_whitespace(table[kind]), "")), None, table[kind])
+        cells = pc.if_else(named, None, tables.stated(table[kind]))
         if kind not in tables.KEYED or has_key():
             fitting = pc.coalesce(*_rows(predictions, cells, kind, labels, uri))
             index = pc.coalesce(index, fitting)

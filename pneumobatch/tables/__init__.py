@@ -24,21 +24,21 @@ from pneumobatch.tables.films import (
     review_schema,
 )
 from pneumobatch.tables.labels import (
-    known_first,
+    findings_first,
     label_columns,
     one_spelling,
-    parse_labels,
     plain_keys,
     require_one_finding,
     rows_by_name,
+    stated,
     unless_named,
 )
 from pneumobatch.tables.summaries import LOCAL, WITH_INTERVAL, drift_schema, masking_schema, summary_schema
 
 __all__ = [
     "COMPARED", "DICOM_ALLOWED", "KEYED", "LOCAL", "REFERENCE_ROWS", "SCHEMA_VERSION", "STATISTICS", "WITH_INTERVAL",
-    "Status", "catalog_schema", "discrepancy_schema", "drift_schema", "known_first", "known_pictures", "label_columns",
-    "masking_schema", "one_spelling", "parse_labels", "plain_keys", "prediction_schema", "reference_schema",
-    "require_one_finding", "result_schema", "review_schema", "rows_by_name", "subgroup_columns", "summary_schema",
-    "trial_prediction_schema", "unless_named", "upgraded", "wanted_subgroups",
+    "Status", "catalog_schema", "discrepancy_schema", "drift_schema", "findings_first", "known_pictures",
+    "label_columns", "masking_schema", "one_spelling", "plain_keys", "prediction_schema", "reference_schema",
+    "require_one_finding", "result_schema", "review_schema", "rows_by_name", "stated", "subgroup_columns",
+    "summary_schema", "trial_prediction_schema", "unless_named", "upgraded", "wanted_subgroups",
 ]  # fmt: skip

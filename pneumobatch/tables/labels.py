@@ -31,7 +31,7 @@ _CLASSES = {"pneumonia": 1, "1": 1, "true": 1, "normal": 0, "0": 0, "false": 0}
 _UNKNOWN = {"", "pending", "unknown", "null", "nan"}
 
 
-def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+def _parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     """Reads classes as people write them, int8: 1 (pneumonia), 0 (normal), NULL (empty, pending, unknown).
 
     Raises:
@@ -50,10 +50,30 @@ def parse_labels(cells: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     return pa.chunked_array([classes.take(spelled.indices)])
 
 
-def known_first(labels: pa.ChunkedArray) -> pa.Array:
-    """Order of a table's rows in which a finding comes before what is not known: it was appended to a table that had
-    said `pending`, and lookups find the first row of an image."""
-    return pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
+def findings_first(table: pa.Table, column: str, where: str) -> tuple[pa.Table, pa.ChunkedArray]:
+    """Returns a label table's rows and their classes, findings before what is not known.
+
+    A finding is appended to a table that had said `pending`, and lookups find the first row of an image.
+
+    Args:
+        table: The table, every column as text.
+        column: Its column of classes.
+        where: What an error begins with.
+
+    Returns:
+        The rows, and int8: 1 (pneumonia), 0 (normal), NULL (empty, pending, unknown).
+
+    Raises:
+        ValueError: A value is no class; the message names the row, not the value.
+    """
+    labels = _parse_labels(table[column], where)
+    order = pc.array_sort_indices(pc.cast(labels.is_null(), pa.uint8()).combine_chunks())
+    return table.take(order), labels.take(order)
+
+
+def stated(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells as they are, NULL where they are blank."""
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(cells), ""), None, cells)
 
 
 def require_one_finding(keys: pa.ChunkedArray, labels: pa.ChunkedArray, where: str) -> None:

@@ -75,6 +75,7 @@ def decode(job: Job, resources: cluster.Resources, films: pa.Table, size: int, t
     def decode_chunk(chunk: pa.Table) -> pa.Table:
         return decoder(chunk).append_column("label", chunk["label"])
 
+    # Not `from_arrow`: it waits here for a worker to say what each chunk holds, and where there is none for ever.
     stage = ray.data.from_blocks(chunks).map_batches(decode_chunk, batch_format="pyarrow", batch_size=None)
     say(f"{title}: {len(rows)} at {size} px")
     with cluster.awaited("decoded films", resources, job.cluster, lambda found: found.cpus > 0):
