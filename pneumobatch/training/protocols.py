@@ -66,16 +66,12 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     test, films = labelled(_listed(job.archive.model_copy(update={"uri": uri})), uri), labelled(listed, home)
     # Both folders may have films of one path, and so of one id.
     films = films.set_column(0, "image_id", pc.binary_join_element_wise("training:", films["image_id"], ""))
-    # Copies of a test film are found in the training folder because the test films stand first.
-    compared = catalog.find_duplicates(pa.concat_tables([test, films]), job.archive.max_bytes)
-    # Whoever has a copy of a test film is a test patient, by whatever name.
-    copies = compared.filter(pc.is_in(compared["duplicate_of"], test["image_id"].combine_chunks()))
-    patients = pc.unique(pa.chunked_array([*test["patient"].chunks, *copies["patient"].chunks], pa.string()))
-    both = compared.filter(pc.is_null(compared["duplicate_of"]))
+    # The test films stand first: of copies in both folders theirs stay.
+    both = distinct(pa.concat_tables([test, films]), job.archive.max_bytes)
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
-    known = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], patients))
-    rest = rest.filter(pc.invert(known))
+    tested = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], pc.unique(test["patient"])))
+    rest = rest.filter(pc.invert(tested))
     if not len(rest):
         raise ValueError(
             f"experiment.test: every film of {home} is a copy of one of {uri}, or of a patient there; it must be "

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pneumobatch.archive import catalog
+from pneumobatch.progress import say
 
 _NUMBER = re.compile(r"([0-9]+)(?=[^0-9]*$)")
 
@@ -30,8 +33,30 @@ def labelled(films: pa.Table, uri: str) -> pa.Table:
 
 def distinct(films: pa.Table, max_bytes: int) -> pa.Table:
     """Returns films without the copies of others: of `labelled` ones, as the original of one may have no label."""
-    compared = catalog.find_duplicates(films, max_bytes)
+    compared = one_patient(catalog.find_duplicates(films, max_bytes))
     return compared.filter(pc.is_null(compared["duplicate_of"]))
+
+
+def one_patient(compared: pa.Table) -> pa.Table:
+    """Returns films with one name for patients who share a byte-identical film, as they are one person.
+
+    Args:
+        compared: Columns image_id, patient and the `duplicate_of` of `catalog.find_duplicates`. A film without a
+            patient is of the patient who has its copy.
+    """
+    original = pc.coalesce(compared["duplicate_of"], compared["image_id"])
+    film = pc.index_in(original, compared["image_id"].combine_chunks())
+    names = compared["patient"].combine_chunks().dictionary_encode()
+    known = pc.is_valid(names)
+    films, patients = film.filter(known).to_numpy(), names.indices.filter(known).to_numpy() + len(compared)
+    nodes = len(compared) + len(names.dictionary)
+    graph = coo_array((np.ones(len(films), np.int8), (films, patients)), shape=(nodes, nodes))
+    _, person = connected_components(graph, directed=False)
+    one = names.dictionary.take(pc.index_in(pa.array(person[film.to_numpy()]), pa.array(person[len(compared) :])))
+    merged = len(names.dictionary) - pc.count_distinct(one).as_py()
+    if merged:
+        say(f"patients who have a byte-identical film of another, and count as the same person: {merged}")
+    return compared.set_column(compared.column_names.index("patient"), "patient", one)
 
 
 def validation_fold(

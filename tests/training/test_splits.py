@@ -1,13 +1,16 @@
 """Folds: whole patients, both classes, in proportion."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumobatch.archive import catalog
 from pneumobatch.config import Archive
-from pneumobatch.training.splits import validation_fold
+from pneumobatch.training.splits import distinct, one_patient, validation_fold
 
 
 @given(
@@ -77,6 +80,51 @@ def test_kermany_shifted_fold_borders_on_the_official_test_set(shared) -> None: 
     # The official test set ends at IM-0111, NORMAL2-IM-0381 and person175.
     assert {"kermany:IM-0115", "kermany:NORMAL2-IM-0383", "kermany:person1_bacteria", "kermany:person80_virus"} <= held
     assert not held & {"kermany:IM-0766", "kermany:NORMAL2-IM-1423", "kermany:person1945_bacteria"}
+
+
+@given(st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 12)), st.integers(0, 25)), min_size=1, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_patients_are_one_person_where_copies_lead_from_one_to_the_other(rows: list[tuple[int | None, int]]) -> None:
+    first = {content: place for place, (_, content) in reversed(list(enumerate(rows)))}
+    compared = pa.table(
+        {
+            "image_id": [str(place) for place in range(len(rows))],
+            "patient": pa.array([None if patient is None else f"p{patient}" for patient, _ in rows], pa.string()),
+            "duplicate_of": pa.array(
+                [None if first[c] == place else str(first[c]) for place, (_, c) in enumerate(rows)], pa.string()
+            ),
+        }
+    )
+    found = one_patient(compared)["patient"].to_pylist()
+    persons = [{f"p{patient}" if patient is not None else None, content} for patient, content in rows]
+    persons = [person - {None} for person in persons]
+    for _ in rows:  # as many rounds as the longest way from row to row
+        persons = [set.union(*(other for other in persons if other & person)) for person in persons]
+    for person, name in zip(persons, found, strict=True):
+        assert name in person if any(isinstance(key, str) for key in person) else name is None
+        assert all((other == person) == (them == name) for other, them in zip(persons, found, strict=True) if name)
+
+
+def test_a_patient_under_two_names_stands_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for patient in range(8):
+        for kind, size in (("NORMAL/IM-{:04}-000{}.jpeg", 100), ("PNEUMONIA/person{}_virus_{}.jpeg", 500)):
+            for film in range(3):
+                path = tmp_path / kind.format(patient, film)
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(bytes([patient, film]) * (size + 10 * patient + film))
+    copied = (tmp_path / "NORMAL/IM-0003-0001.jpeg").read_bytes()
+    (tmp_path / "NORMAL/IM-0005-0009.jpeg").write_bytes(copied)
+    archive = Archive(uri=str(tmp_path))
+    films = distinct(catalog.build(archive), archive.max_bytes)
+    assert len(films) == 48  # of two films that are one, one trains
+    assert "count as the same person: 1" in capsys.readouterr().err
+    sides = {}
+    for seed in range(6):
+        fold = validation_fold(films["label"].to_pylist(), films["patient"].to_pylist(), 0.3, seed)
+        for uri, held in zip(films["uri"].to_pylist(), fold, strict=True):
+            if "IM-0003" in uri or "IM-0005" in uri:
+                sides.setdefault(seed, set()).add(bool(held))
+    assert all(len(side) == 1 for side in sides.values()) and len(sides) == 6
 
 
 def test_unknown_patients_are_one_image_each() -> None:
