@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pneumobatch.models.attention import GatedAttention, SideBranchAttention
+from pneumobatch.models.networks import standardises
 
 LEAST_CHANNELS = 16
-"""Input channels below which a convolution stays in floats: the stem, which reads the picture itself."""
+"""Channels below which a convolution stays in floats: the stem, which reads the picture itself, and a head."""
 
 
 # PyTorch compiles calls of this operator but cannot trace one: it only tells the shape, which packing keeps.
@@ -78,10 +79,10 @@ def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
     return {
         name: module
         for name, module in network.named_modules()
-        if type(module) is nn.Conv2d  # a subclass computes otherwise
+        if (type(module) is nn.Conv2d or standardises(module))  # other subclasses compute otherwise when they score
         and id(module) not in attention
         and module.groups == 1
-        and module.in_channels >= LEAST_CHANNELS
+        and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
         and module.padding_mode == "zeros"
         and isinstance(module.padding, tuple)
     }

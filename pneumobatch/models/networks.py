@@ -193,6 +193,26 @@ def _timm(config: Network, *, pretrained: bool) -> nn.Module:
         return cast(nn.Module, timm.create_model(name, **options))
 
 
+@torch.no_grad()
+def settle(network: nn.Module) -> None:
+    """Makes the convolutions of a trained network plain that standardise their weights at every call, as BiT's do.
+
+    Once for all films this costs nothing, its rounding is fp32's whatever the network is cast to, and what works on
+    plain convolutions (`int8`) works on these.
+    """
+    for module in network.modules():
+        if standardises(module):
+            convolution = cast(nn.Conv2d, module)
+            spread, mean = torch.var_mean(convolution.weight, (1, 2, 3), correction=0, keepdim=True)
+            convolution.weight.copy_((convolution.weight - mean) * (spread + cast(float, convolution.eps)).rsqrt())
+            convolution.__class__ = nn.Conv2d
+
+
+def standardises(module: nn.Module) -> bool:
+    """Whether it is timm's StdConv2d: by its name, as timm takes a second to import and is seldom needed."""
+    return type(module).__qualname__ == "StdConv2d" and type(module).__module__.startswith("timm.")
+
+
 def cost(network: nn.Module, image_size: int) -> tuple[int, int]:
     """Returns the network's parameters and its multiply-adds for one image of `image_size`²."""
     network = network.eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pneumobatch import storage
 from pneumobatch.models.bundle import Bundle
-from pneumobatch.models.networks import Classifier, build
+from pneumobatch.models.networks import Classifier, build, settle
 
 
 def save_bundle(
@@ -40,7 +40,7 @@ def save_bundle(
 
 
 def load_network(uri: str, bundle: Bundle) -> Classifier:
-    """Reads the weights into the bundle's network, in evaluation mode, after checking their hash.
+    """Reads the weights into the bundle's network, ready to score (`settle`), after checking their hash.
 
     Raises:
         ValueError: The weights are missing, were changed, or do not fit.
@@ -56,4 +56,5 @@ def load_network(uri: str, bundle: Bundle) -> Classifier:
         network.load_state_dict(load_safetensors(blob))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"screening.bundle: {uri}/model.safetensors does not fit its network: {error}") from None
+    settle(network)
     return network.eval()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import torchvision
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from pneumobatch import tables
 from pneumobatch.config import Job, Network, read_job
+from pneumobatch.models import int8
 from pneumobatch.models.attention import GatedAttention, SideBranchAttention, attention
-from pneumobatch.models.networks import build, cost
+from pneumobatch.models.bundle import Bundle, Preprocessing
+from pneumobatch.models.networks import build, cost, standardises
+from pneumobatch.models.weights import load_network, save_bundle
 from pneumobatch.training import grid
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -154,6 +159,31 @@ def test_every_network_of_the_papers_comparison_scores_films_of_the_jobs_size(ro
         logits = network(torch.rand(1, 1, config.image_size, config.image_size))
     assert logits.shape == (1, 2)
     assert device == "meta" or logits.isfinite().all()
+
+
+def test_a_bundles_convolutions_standardise_their_weights_once_and_score_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(Network(name="timm/resnetv2_50x1_bit", image_size=64)).eval()
+    for module in network.modules():  # weights away from a mean of 0 and a spread of 1, and no residual branch silent
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.3, 2)
+        if isinstance(module, nn.GroupNorm):
+            nn.init.normal_(module.weight, 1, 0.1)
+    fields = {"temperature": 1, "threshold": 0.5, "target": "", "preprocessing": Preprocessing(image_size=64)}
+    bundle = Bundle(network=Network(name="timm/resnetv2_50x1_bit", image_size=64), **fields)
+    empty = tables.reference_schema().empty_table()
+    saved = save_bundle(str(tmp_path), bundle, network.state_dict(), pa.table({"epoch": [1.0]}), empty, "")
+    loaded = load_network(str(tmp_path), saved)
+    films = torch.rand(3, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(films), network(films), rtol=1e-4, atol=1e-4)
+        assert network(films).std() > 1e-2  # or they would agree on nothing
+    assert not any(standardises(module) for module in loaded.modules())
+    convolutions = int8.convolutions(loaded)
+    assert len(convolutions) == 52  # neither the stem nor the head
+    assert set(convolutions) == set(int8.convolutions(network))
+    some = next(iter(convolutions.values())).weight
+    torch.testing.assert_close(some.mean((1, 2, 3)), torch.zeros(len(some)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "attention_resnet18", "timm/resnet10t", "timm/convnext_atto"])
