@@ -246,6 +246,9 @@ def test_the_page_shows_pictures_and_borders_as_they_were_found(record, without_
         and "probability 0.987" in words
         and "holds pictures of films" in words
     )
+    assert "spatial gate" not in words  # this network has none
+    gated = page(without_paths, record, explained=Explained([picture._replace(gate=b"gate")], None, masking))
+    assert "; the spatial gate dims what it holds back" in Page(gated).words()
     assert "border, a tenth of each side 0.900 0.800–0.950 −0.021 −0.040 to +0.010" in words
     refused = page(without_paths, record, explained=Explained((), "reasons", None, "others"))
     assert "No heat maps: reasons." in refused and "Borders not checked: others." in refused
