@@ -118,7 +118,16 @@ def quantise(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> N
     Args:
         network: A trained network in evaluation mode; changed in place.
         ranges: Least and greatest input of each of its `convolutions`.
+
+    Raises:
+        ValueError: A convolution has none, as where an older version trained the network.
     """
-    for name, module in convolutions(network).items():
+    found = convolutions(network)
+    if lacking := found.keys() - ranges.keys():
+        raise ValueError(
+            f"screening.precision: int8 needs ranges, which this bundle lacks for {len(lacking)} of {len(found)} "
+            "convolutions: it is from an older version; train it again or leave it at auto"
+        )
+    for name, module in found.items():
         parent, _, own = name.rpartition(".")
         setattr(network.get_submodule(parent), own, Int8Conv2d(module, *ranges[name]))

@@ -79,6 +79,13 @@ def test_ranges_are_those_of_all_films_whatever_their_order() -> None:
         assert (-least, greatest) == pytest.approx((low, high), rel=1e-4, abs=1e-5)
 
 
+def test_ranges_of_an_older_version_are_refused_and_change_nothing() -> None:
+    network = build(Network(name="resnet18", image_size=64)).eval()
+    with pytest.raises(ValueError, match=r"lacks for 18 of 19 convolutions: .* leave it at auto"):
+        int8.quantise(network, {next(iter(int8.convolutions(network))): (0.0, 1.0)})
+    assert len(int8.convolutions(network)) == 19
+
+
 @pytest.fixture(scope="module")
 def quantisable(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[..., bundles.Bundle]) -> str:
     """A bundle with the ranges of some noise."""
