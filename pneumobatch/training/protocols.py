@@ -70,8 +70,8 @@ def _official(job: Job, uri: str) -> tuple[pa.Table, pa.Table, str]:
     both = distinct(pa.concat_tables([test, films]), job.archive.max_bytes)
     tested = pc.is_in(both["image_id"], test["image_id"].combine_chunks())
     test, rest = both.filter(tested), both.filter(pc.invert(tested))
-    tested = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], pc.unique(test["patient"])))
-    rest = rest.filter(pc.invert(tested))
+    of_test_patients = pc.and_(pc.is_valid(rest["patient"]), pc.is_in(rest["patient"], pc.unique(test["patient"])))
+    rest = rest.filter(pc.invert(of_test_patients))
     if not len(rest):
         raise ValueError(
             f"experiment.test: every film of {home} is a copy of one of {uri}, or of a patient there; it must be "

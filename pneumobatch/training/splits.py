@@ -32,7 +32,10 @@ def labelled(films: pa.Table, uri: str) -> pa.Table:
 
 
 def distinct(films: pa.Table, max_bytes: int) -> pa.Table:
-    """Returns films without the copies of others: of `labelled` ones, as the original of one may have no label."""
+    """Returns films without the copies of others, whose patients are one (`one_patient`).
+
+    To be given `labelled` films, as the original of one may have no label.
+    """
     compared = one_patient(catalog.find_duplicates(films, max_bytes))
     return compared.filter(pc.is_null(compared["duplicate_of"]))
 

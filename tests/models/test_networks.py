@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 import torchvision
@@ -11,14 +10,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from pneumobatch import tables
 from pneumobatch.config import Job, Network, read_job
 from pneumobatch.models import int8
 from pneumobatch.models.attention import GatedAttention, SideBranchAttention, attention
-from pneumobatch.models.bundle import Bundle, Preprocessing
 from pneumobatch.models.networks import build, cost, standardises
-from pneumobatch.models.weights import load_network, save_bundle
+from pneumobatch.models.weights import load_network
 from pneumobatch.training import grid
+from tests.untrained import write_bundle
 
 JOBS = Path(__file__).parents[2] / "jobs"
 COMPARED = grid.rows(Job.model_validate(read_job(JOBS / "paper-comparison.toml")))
@@ -169,10 +167,7 @@ def test_a_bundles_convolutions_standardise_their_weights_once_and_score_the_sam
             nn.init.normal_(module.weight, 0.3, 2)
         if isinstance(module, nn.GroupNorm):
             nn.init.normal_(module.weight, 1, 0.1)
-    fields = {"temperature": 1, "threshold": 0.5, "target": "", "preprocessing": Preprocessing(image_size=64)}
-    bundle = Bundle(network=Network(name="timm/resnetv2_50x1_bit", image_size=64), **fields)
-    empty = tables.reference_schema().empty_table()
-    saved = save_bundle(str(tmp_path), bundle, network.state_dict(), pa.table({"epoch": [1.0]}), empty, "")
+    saved = write_bundle(str(tmp_path), name="timm/resnetv2_50x1_bit", network=network)
     loaded = load_network(str(tmp_path), saved)
     films = torch.rand(3, 1, 64, 64)
     with torch.inference_mode():
