@@ -75,6 +75,9 @@ class Augmentation(Section):
     """Uneven exposure: grey multiplied by a plane through 1 that rises by up to this towards each side."""
     erase: Fraction = 0.0
     """Probability of blanking one random rectangle of up to a fifth of the film."""
+    margins: Annotated[float, Field(ge=0, le=0.4)] = 0.0
+    """Blank margins, as of collimators and digital frames, on half of the films: greatest width on each side, share of
+    the film's side."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

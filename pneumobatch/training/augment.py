@@ -20,14 +20,15 @@ and aspect ratio (films are squashed to a square), exposure, grey curve and reso
 
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:
-    """Draws what happens to each film: float32[count, 17], on the CPU.
+    """Draws what happens to each film: float32[count, 22], on the CPU.
 
     Drawn for the global batch and then sliced by rank, so that a film's fate does not depend on the number of workers.
     Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, the
     erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased), how fine the detail is that is
-    reinforced or smoothed (σ, share of the side) and its factor, and the slopes of uneven exposure (x, y).
+    reinforced or smoothed (σ, share of the side) and its factor, the slopes of uneven exposure (x, y), the widths of
+    blank margins (left, right, top, bottom; share of the side) and their grey.
     """
-    uniform = torch.rand(count, 18, generator=generator)
+    uniform = torch.rand(count, 24, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])
     aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(config.crop_aspect) / 2)
     scale_x, scale_y = (area.sqrt() * aspect).clamp_max(1), (area.sqrt() / aspect).clamp_max(1)
@@ -46,8 +47,11 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     scale = DETAIL[0] + (DETAIL[1] - DETAIL[0]) * uniform[:, 14]
     detail = 1 + (2 * uniform[:, 15] - 1) * config.sharpness
     slope_x, slope_y = ((2 * uniform[:, place] - 1) * config.shading for place in (16, 17))
+    framed = (uniform[:, 18] < 0.5).float() * config.margins
+    margins = [framed * uniform[:, place] for place in (19, 20, 21, 22)]
+    blank = (2 * uniform[:, 23] - 1).clamp_min(0)  # half of them black, as a collimator's shadow is
     grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
-    return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y], dim=1)
+    return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y, *margins, blank], dim=1)
 
 
 def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
@@ -55,20 +59,20 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
 
     Args:
         films_BHW: uint8[B, H, W], the decoded films.
-        fate_BF: float32[B, 17] from `draw`, on the CPU: what it leaves out is known without waiting for the device.
+        fate_BF: float32[B, 22] from `draw`, on the CPU: what it leaves out is known without waiting for the device.
         size: Side of the result, pixels.
 
     Returns:
         float32[B, 1, size, size] in 0–1.
     """
     grey = films_BHW[:, None].float() * (1 / 255)
-    detailed, shaded, curved, hidden = (
-        (fate_BF[:, place] != same).any() for place, same in ((14, 1), (15, 0), (8, 1), (11, 0))
+    detailed, shaded, curved, hidden, framed = (
+        (fate_BF[:, place] != same).any() for place, same in ((14, 1), (15, 0), (8, 1), (11, 0), (17, 0))
     )
     fate_BF = fate_BF.to(grey.device)
     grid = F.affine_grid(fate_BF[:, :6].reshape(-1, 2, 3), [len(grey), 1, size, size], align_corners=False)
     grey = F.grid_sample(grey, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail, slope_x, slope_y = (
+    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail, slope_x, slope_y, *framing = (
         column.reshape(-1, 1, 1, 1) for column in fate_BF[:, 6:].unbind(1)
     )
     axis = torch.linspace(-1, 1, size, device=grey.device)
@@ -84,6 +88,12 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
     if hidden:
         inside = ((axis - centre_x).abs() < half_x) & ((axis.reshape(-1, 1) - centre_y).abs() < half_y)
         grey = torch.where(inside, mean, grey)
+    if framed:
+        left, right, top, bottom, blank = framing
+        place = (axis + 1) / 2
+        inside = (place >= left) & (1 - place >= right)
+        inside = inside & (place.reshape(-1, 1) >= top) & (1 - place.reshape(-1, 1) >= bottom)
+        grey = torch.where(inside, grey, blank)
     return grey
 
 
