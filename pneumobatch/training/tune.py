@@ -116,6 +116,7 @@ def run(
             tune_config=ray.tune.TuneConfig(
                 scheduler=scheduler,
                 max_concurrent_trials=at_once,
+                reuse_actors=True,  # or each trial would import torch anew
                 time_budget_s=job.experiment.hours and job.experiment.hours * 3600,
                 trial_dirname_creator=lambda trial: str(trial.config["key"]),
             ),

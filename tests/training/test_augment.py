@@ -21,7 +21,7 @@ def test_a_flip_mirrors() -> None:
 
 
 def test_strong_augmentation_stays_in_range_and_changes_every_film() -> None:
-    config = Augmentation(crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, sharpness=1.0, erase=1.0)
+    config = Augmentation(crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, sharpness=1.0, erase=1.0, margins=0.4)
     films = torch.randint(0, 256, (16, 60, 60), dtype=torch.uint8)
     result = augment.apply(films, augment.draw(config, 16, torch.Generator().manual_seed(1)), 48)
     assert result.shape == (16, 1, 48, 48)
@@ -61,8 +61,23 @@ def test_shading_is_a_plane_through_the_same_grey() -> None:
     torch.testing.assert_close(middle, torch.ones(32), rtol=0, atol=1e-4)
 
 
+def test_margins_are_blank_on_half_of_the_films_and_leave_the_rest_alone() -> None:
+    films = torch.randint(60, 200, (200, 48, 48), dtype=torch.uint8)
+    fate = augment.draw(NOTHING.model_copy(update={"margins": 0.2}), 200, torch.Generator().manual_seed(0))
+    result, before = augment.apply(films, fate, 48)[:, 0], augment.plain(films)[:, 0]
+    changed = (result - before).abs() > 1e-4
+    framed = changed.any(2).any(1)
+    assert 70 < framed.sum() < 130
+    assert not changed[:, 10:38, 10:38].any()  # a fifth of the side at most
+    for sides in (changed[:, 0], changed[:, -1], changed[..., 0], changed[..., -1]):
+        assert (sides.float().mean(1)[framed] > 0.99).float().mean() > 0.8  # those narrower than a pixel change nothing
+    greys = [film[mask].unique() for film, mask in zip(result[framed], changed[framed], strict=True)]
+    assert all(len(grey) == 1 for grey in greys)
+    assert 0.3 < sum(float(grey) == 0 for grey in greys) / len(greys) < 0.7
+
+
 def test_a_film_has_the_same_fate_in_any_part_of_the_batch() -> None:
-    config = Augmentation(gamma=0.4, sharpness=1.0, erase=0.5)
+    config = Augmentation(gamma=0.4, sharpness=1.0, erase=0.5, margins=0.2)
     films = torch.randint(0, 256, (8, 55, 55), dtype=torch.uint8)
     fate = augment.draw(config, 8, torch.Generator().manual_seed(3))
     whole = augment.apply(films, fate, 48)
