@@ -130,7 +130,7 @@ class Training(Section):
     """Share of patients held out to choose epoch, calibration and threshold."""
     validation: Literal["random", "shifted"] = "random"
     """Which patients are held out: random ones; or (shifted) those with the lowest numbers, whose films are from
-    another time than the training films, each scored as it is and once more with changed crop, greys and detail."""
+    another time than the training films, each scored as it is and once more with changed framing, greys and detail."""
     target: Literal["sensitivity", "specificity", "balanced"] = "sensitivity"
     """What the threshold is fitted for on the validation fold; balanced: greatest Youden index."""
     target_value: Fraction = 0.95

@@ -13,10 +13,11 @@ DETAIL = (0.004, 0.02)
 
 SHIFT = Augmentation(
     crop_area=(0.6, 1.0), crop_aspect=1.6, contrast=0.35, brightness=0.12, gamma=0.35, rotation_degrees=5,
-    sharpness=0.9,
+    sharpness=0.9, margins=0.15,
 )  # fmt: skip
-"""What validation changes about its films where it is to show how a network stands a shift: another collimation
-and aspect ratio (films are squashed to a square), exposure, grey curve and resolution, but the same patients."""
+"""What validation changes about its films where it is to show how a network stands a shift: another collimation, with
+blank margins or without, and aspect ratio (films are squashed to a square), exposure, grey curve and resolution, but
+the same patients."""
 
 
 def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor:

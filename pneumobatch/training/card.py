@@ -44,10 +44,10 @@ _HELD = {
     "random": "Validation patients were drawn at random, so a shift between these films and later ones does not show.",
     "shifted": "Validation patients are those with the lowest numbers of each series: the nearest to a shift in time "
     "that the archive itself offers, though of the same hospital. Each of their films chose twice: as it is, and with "
-    "changed crop, greys and detail.",
+    "changed framing, greys and detail.",
 }
 
-_SHIFTED = """With changed crop, greys and detail: AUROC {shifted_auroc:.4f},
+_SHIFTED = """With changed framing, greys and detail: AUROC {shifted_auroc:.4f},
 sensitivity {shifted_sensitivity:.4f}, specificity {shifted_specificity:.4f}, accuracy {shifted_accuracy:.4f};
 ECE {shifted_ece:.4f}, Brier score {shifted_brier:.4f}. The target was fitted on films as they are and changed together.
 """
