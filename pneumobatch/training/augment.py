@@ -1,6 +1,7 @@
 """What training changes about films, for a whole batch at once and on its device."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,11 +49,23 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     scale = DETAIL[0] + (DETAIL[1] - DETAIL[0]) * uniform[:, 14]
     detail = 1 + (2 * uniform[:, 15] - 1) * config.sharpness
     slope_x, slope_y = ((2 * uniform[:, place] - 1) * config.shading for place in (16, 17))
+    # A quarter of the films are covered, as by a collimator, and a quarter is drawn smaller, as into a digital frame.
     framed = (uniform[:, 18] < 0.5).float() * config.margins
     margins = [framed * uniform[:, place] for place in (19, 20, 21, 22)]
-    blank = (2 * uniform[:, 23] - 1).clamp_min(0)  # half of them black, as a collimator's shadow is
+    affine = _within(affine, [(uniform[:, 18] < 0.25) * margin for margin in margins])
+    blank = (4 * uniform[:, 23] - 2).clamp(0, 1)  # half of the margins are black, a quarter white
     grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
     return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y, *margins, blank], dim=1)
+
+
+def _within(affine: Sequence[Tensor], margins: Sequence[Tensor]) -> list[Tensor]:
+    """Draws what an affine map shows of a film within margins (left, right, top, bottom)."""
+    a, b, shift_x, c, d, shift_y = affine
+    left, right, top, bottom = margins
+    a, c = (slope / (1 - left - right) for slope in (a, c))
+    b, d = (slope / (1 - top - bottom) for slope in (b, d))
+    x, y = left - right, top - bottom  # the middle
+    return [a, b, shift_x - a * x - b * y, c, d, shift_y - c * x - d * y]
 
 
 def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:

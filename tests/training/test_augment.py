@@ -21,7 +21,9 @@ def test_a_flip_mirrors() -> None:
 
 
 def test_strong_augmentation_stays_in_range_and_changes_every_film() -> None:
-    config = Augmentation(crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, sharpness=1.0, erase=1.0, margins=0.4)
+    config = Augmentation(
+        crop_area=(0.2, 0.8), contrast=0.9, brightness=0.5, gamma=0.5, sharpness=1.0, erase=1.0, margins=0.4
+    )
     films = torch.randint(0, 256, (16, 60, 60), dtype=torch.uint8)
     result = augment.apply(films, augment.draw(config, 16, torch.Generator().manual_seed(1)), 48)
     assert result.shape == (16, 1, 48, 48)
@@ -61,19 +63,27 @@ def test_shading_is_a_plane_through_the_same_grey() -> None:
     torch.testing.assert_close(middle, torch.ones(32), rtol=0, atol=1e-4)
 
 
-def test_margins_are_blank_on_half_of_the_films_and_leave_the_rest_alone() -> None:
-    films = torch.randint(60, 200, (200, 48, 48), dtype=torch.uint8)
-    fate = augment.draw(NOTHING.model_copy(update={"margins": 0.2}), 200, torch.Generator().manual_seed(0))
-    result, before = augment.apply(films, fate, 48)[:, 0], augment.plain(films)[:, 0]
-    changed = (result - before).abs() > 1e-4
-    framed = changed.any(2).any(1)
-    assert 70 < framed.sum() < 130
-    assert not changed[:, 10:38, 10:38].any()  # a fifth of the side at most
-    for sides in (changed[:, 0], changed[:, -1], changed[..., 0], changed[..., -1]):
-        assert (sides.float().mean(1)[framed] > 0.99).float().mean() > 0.8  # those narrower than a pixel change nothing
-    greys = [film[mask].unique() for film, mask in zip(result[framed], changed[framed], strict=True)]
-    assert all(len(grey) == 1 for grey in greys)
-    assert 0.3 < sum(float(grey) == 0 for grey in greys) / len(greys) < 0.7
+def test_margins_are_blank_on_half_of_the_films_which_they_cover_or_shrink() -> None:
+    axis = torch.linspace(60, 200, 96)
+    films = (axis + axis[:, None]).div(2).to(torch.uint8).expand(400, 96, 96)  # brighter to the right and downwards
+    fate = augment.draw(NOTHING.model_copy(update={"margins": 0.2}), 400, torch.Generator().manual_seed(0))
+    result, before = augment.apply(films, fate, 96)[:, 0], augment.plain(films)[:, 0]
+    left, right, top, bottom, grey = (fate[:, place] for place in range(17, 22))
+    framed = left > 0
+    assert 160 < framed.sum() < 240
+    assert 0.4 < (grey[framed] == 0).float().mean() < 0.6 and 0.15 < (grey[framed] == 1).float().mean() < 0.35
+    torch.testing.assert_close(result[~framed], before[~framed])
+    changed = (result - before).abs() > 0.01
+    covered = framed & ~changed[:, 20:76, 20:76].any(2).any(1)
+    assert 0.35 < covered.sum() / framed.sum() < 0.65
+    place = (torch.arange(96) + 0.5) / 96
+    for film in framed.nonzero()[:, 0].tolist():
+        across = (place >= left[film]) & (place <= 1 - right[film])
+        inside = across & ((place >= top[film]) & (place <= 1 - bottom[film]))[:, None]
+        assert (result[film][~inside] == grey[film]).all()
+        if not covered[film]:  # the whole film lies within: its corners are dark and bright as they were
+            seen = result[film][inside]
+            assert seen.min() < before.min() + 0.02 and seen.max() > before.max() - 0.02
 
 
 def test_a_film_has_the_same_fate_in_any_part_of_the_batch() -> None:
