@@ -26,7 +26,10 @@ def pytest_configure() -> None:
     A suite in a shell's background ignores interrupts, and so would the commands that tests start and interrupt.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # a training of seconds is not to wait two for its end
+    os.environ |= {
+        "RAY_worker_niceness": "0",  # by themselves they give way to the other lane, which keeps a core busy
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a training of seconds is not to wait two for its end
+    }
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -40,6 +40,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "4",
+    "RAY_worker_niceness": "0",
     "HOME": "/tmp",
     "OMP_NUM_THREADS": "1",
 }
