@@ -27,8 +27,8 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     Drawn for the global batch and then sliced by rank, so that a film's fate does not depend on the number of workers.
     Columns: affine map (6, row-major 2×3, normalised coordinates), contrast factor, brightness shift, gamma, the
     erased rectangle's centre (x, y) and half sides (x, y; 0 where nothing is erased), how fine the detail is that is
-    reinforced or smoothed (σ, share of the side) and its factor, the slopes of uneven exposure (x, y), the widths of
-    blank margins (left, right, top, bottom; share of the side) and their grey.
+    reinforced or smoothed (σ, share of the side) and its factor, the slopes of uneven exposure (x, y), the rectangle
+    within blank margins, stated as the erased one (half sides 1 where there are none), and the margins' grey.
     """
     uniform = torch.rand(count, 24, generator=generator)
     area = torch.lerp(torch.tensor(config.crop_area[0]), torch.tensor(config.crop_area[1]), uniform[:, 0])
@@ -51,21 +51,20 @@ def draw(config: Augmentation, count: int, generator: torch.Generator) -> Tensor
     slope_x, slope_y = ((2 * uniform[:, place] - 1) * config.shading for place in (16, 17))
     # A quarter of the films are covered, as by a collimator, and a quarter is drawn smaller, as into a digital frame.
     framed = (uniform[:, 18] < 0.5).float() * config.margins
-    margins = [framed * uniform[:, place] for place in (19, 20, 21, 22)]
-    affine = _within(affine, [(uniform[:, 18] < 0.25) * margin for margin in margins])
+    left, right, top, bottom = (framed * uniform[:, place] for place in (19, 20, 21, 22))
+    frame = [left - right, top - bottom, 1 - left - right, 1 - top - bottom]
+    affine = [*torch.where(uniform[:, 18] < 0.25, _within(affine, frame), torch.stack(affine))]
     blank = (4 * uniform[:, 23] - 2).clamp(0, 1)  # half of the margins are black, a quarter white
     grey_curve, erased = [contrast, brightness, gamma], [centre_x, centre_y, half_x, half_y]
-    return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y, *margins, blank], dim=1)
+    return torch.stack([*affine, *grey_curve, *erased, scale, detail, slope_x, slope_y, *frame, blank], dim=1)
 
 
-def _within(affine: Sequence[Tensor], margins: Sequence[Tensor]) -> list[Tensor]:
-    """Draws what an affine map shows of a film within margins (left, right, top, bottom)."""
+def _within(affine: Sequence[Tensor], frame: Sequence[Tensor]) -> Tensor:
+    """Draws what an affine map shows of a film within a rectangle (centre x, y, half sides x, y); [6, count]."""
     a, b, shift_x, c, d, shift_y = affine
-    left, right, top, bottom = margins
-    a, c = (slope / (1 - left - right) for slope in (a, c))
-    b, d = (slope / (1 - top - bottom) for slope in (b, d))
-    x, y = left - right, top - bottom  # the middle
-    return [a, b, shift_x - a * x - b * y, c, d, shift_y - c * x - d * y]
+    x, y, half_x, half_y = frame
+    a, b, c, d = a / half_x, b / half_y, c / half_x, d / half_y
+    return torch.stack([a, b, shift_x - a * x - b * y, c, d, shift_y - c * x - d * y])
 
 
 def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
@@ -81,12 +80,12 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
     """
     grey = films_BHW[:, None].float() * (1 / 255)
     detailed, shaded, curved, hidden, framed = (
-        (fate_BF[:, place] != same).any() for place, same in ((14, 1), (15, 0), (8, 1), (11, 0), (17, 0))
+        (fate_BF[:, place] != same).any() for place, same in ((14, 1), (15, 0), (8, 1), (11, 0), (19, 1))
     )
     fate_BF = fate_BF.to(grey.device)
     grid = F.affine_grid(fate_BF[:, :6].reshape(-1, 2, 3), [len(grey), 1, size, size], align_corners=False)
     grey = F.grid_sample(grey, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    contrast, brightness, gamma, centre_x, centre_y, half_x, half_y, scale, detail, slope_x, slope_y, *framing = (
+    contrast, brightness, gamma, *erased, scale, detail, slope_x, slope_y, x, y, half_x, half_y, blank = (
         column.reshape(-1, 1, 1, 1) for column in fate_BF[:, 6:].unbind(1)
     )
     axis = torch.linspace(-1, 1, size, device=grey.device)
@@ -100,15 +99,15 @@ def apply(films_BHW: Tensor, fate_BF: Tensor, size: int) -> Tensor:
     if curved:
         grey = grey.clamp_min(1e-4) ** gamma
     if hidden:
-        inside = ((axis - centre_x).abs() < half_x) & ((axis.reshape(-1, 1) - centre_y).abs() < half_y)
-        grey = torch.where(inside, mean, grey)
+        grey = torch.where(_inside(axis, *erased), mean, grey)
     if framed:
-        left, right, top, bottom, blank = framing
-        place = (axis + 1) / 2
-        inside = (place >= left) & (1 - place >= right)
-        inside = inside & (place.reshape(-1, 1) >= top) & (1 - place.reshape(-1, 1) >= bottom)
-        grey = torch.where(inside, grey, blank)
+        grey = torch.where(_inside(axis, x, y, half_x, half_y), grey, blank)
     return grey
+
+
+def _inside(axis: Tensor, x: Tensor, y: Tensor, half_x: Tensor, half_y: Tensor) -> Tensor:
+    """Which pixels lie in each film's rectangle, bool[B, 1, S, S]."""
+    return ((axis - x).abs() <= half_x) & ((axis.reshape(-1, 1) - y).abs() <= half_y)
 
 
 def _smooth(grey_B1HW: Tensor, sigma_B111: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def test_margins_are_blank_on_half_of_the_films_which_they_cover_or_shrink() -> 
     films = (axis + axis[:, None]).div(2).to(torch.uint8).expand(400, 96, 96)  # brighter to the right and downwards
     fate = augment.draw(NOTHING.model_copy(update={"margins": 0.2}), 400, torch.Generator().manual_seed(0))
     result, before = augment.apply(films, fate, 96)[:, 0], augment.plain(films)[:, 0]
-    left, right, top, bottom, grey = (fate[:, place] for place in range(17, 22))
+    x, y, half_x, half_y, grey = (fate[:, place] for place in range(17, 22))
+    left, right, top, bottom = ((1 + side) / 2 for side in (x - half_x, -x - half_x, y - half_y, -y - half_y))
     framed = left > 0
     assert 160 < framed.sum() < 240
     assert 0.4 < (grey[framed] == 0).float().mean() < 0.6 and 0.15 < (grey[framed] == 1).float().mean() < 0.35
